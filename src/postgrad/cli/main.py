@@ -1,0 +1,209 @@
+"""The tree of verbs, and what becomes of an error.
+
+Exit codes: 0 done, 1 a bug (traceback), 2 a deliberate error or wrong words, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from postgrad._version import __version__
+from postgrad.cli.options import check_overrides, find_recipe, split_words
+from postgrad.cli.tree import DottedCommand, HintingGroup
+from postgrad.core.errors import PostgradError
+
+ARGV_KEY = "postgrad.argv"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: words after the program's name; default: those of this process.
+
+    Returns:
+        The exit code.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        result = cli.main(
+            words, prog_name="postgrad", standalone_mode=False, obj={ARGV_KEY: ["postgrad", *words]}
+        )
+        sys.stdout.flush()
+    except PostgradError as error:
+        if debug:
+            traceback.print_exc()
+        click.echo(f"Error: {error}", err=True)
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        if debug:
+            traceback.print_exc()
+        click.echo("Interrupted.", err=True)
+        return 130
+    except BrokenPipeError:
+        # `postgrad cite | head` closes the pipe; nothing is wrong, and nothing more can be written to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return result if isinstance(result, int) else 0
+
+
+def _command(name: str) -> Any:
+    """The module `postgrad.commands.<name>`, imported only when its verb runs."""
+    return importlib.import_module(f"postgrad.commands.{name}")
+
+
+def _settings(group: bool = False) -> dict[str, Any]:
+    settings: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    return (
+        settings if group else {**settings, "ignore_unknown_options": True, "allow_interspersed_args": True}
+    )
+
+
+@click.group(cls=HintingGroup, context_settings=_settings(group=True))
+@click.version_option(__version__, prog_name="postgrad", message="%(prog)s %(version)s")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error. May stand anywhere.")
+def cli(debug: bool) -> None:
+    """Everything a language model learns after pre-training."""
+    del debug  # taken out of the words by `main`
+
+
+@cli.group(cls=HintingGroup, context_settings=_settings(group=True))
+def rl() -> None:
+    """Reinforcement learning with verifiable rewards."""
+
+
+_TASK_HELP = "Short for data.tasks: a reasoning-gym data set. May be given several times."
+
+
+@rl.command("train", cls=DottedCommand, context_settings=_settings())
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[RECIPE] [--SECTION.KEY VALUE]...")
+@click.option("--task", "tasks", multiple=True, metavar="NAME", help=_TASK_HELP)
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Directory of the run.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out from its last checkpoint.")
+@click.option("--overwrite", is_flag=True, help="Throw away the run that is in --out.")
+@click.option(
+    "--from",
+    "from_run",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Start from the weights of another run.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Show the resolved config and what would be done; write nothing."
+)
+@click.pass_obj
+def rl_train(
+    obj: dict[str, Any],
+    words: tuple[str, ...],
+    tasks: tuple[str, ...],
+    out: Path | None,
+    resume: bool,
+    overwrite: bool,
+    from_run: Path | None,
+    dry_run: bool,
+) -> int:
+    """Train a model on tasks that a program can verify.
+
+    RECIPE is a .toml file, the config.json of a run, or the name of a shipped recipe. Every option of the recipe can
+    also be given here, as in --optimizer.lr 1e-4.
+    """
+    _refuse_together(resume=resume, overwrite=overwrite, **{"from": from_run is not None and resume})
+    recipe, overrides = _recipe_and_overrides(words, _flags(rl_train))
+    _require_value("--out", out)
+    _require_value("--from", from_run)
+    return _command("rl_train").main(
+        recipe=recipe,
+        overrides=overrides,
+        tasks=tasks,
+        out=out,
+        resume=resume,
+        overwrite=overwrite,
+        from_run=from_run,
+        dry_run=dry_run,
+        argv=obj[ARGV_KEY],
+    )
+
+
+@rl.command("eval", cls=DottedCommand, context_settings=_settings())
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="MODEL [RECIPE] [--SECTION.KEY VALUE]...")
+@click.option("--task", "tasks", multiple=True, metavar="NAME", help=_TASK_HELP)
+@click.option("--json", "json_output", is_flag=True, help="Print one JSON object.")
+@click.pass_obj
+def rl_eval(obj: dict[str, Any], words: tuple[str, ...], tasks: tuple[str, ...], json_output: bool) -> int:
+    """Measure the pass rate of a model on held-out prompts.
+
+    MODEL is a directory or a hub name of a causal language model, or a run.
+    """
+    if not words or words[0].startswith("--"):
+        raise click.UsageError("Say which model: postgrad rl eval MODEL. A directory, a hub name or a run.")
+    recipe, overrides = _recipe_and_overrides(words[1:], _flags(rl_eval))
+    return _command("rl_eval").main(
+        model=words[0],
+        recipe=recipe,
+        overrides=overrides,
+        tasks=tasks,
+        json_output=json_output,
+        argv=obj[ARGV_KEY],
+    )
+
+
+@cli.command()
+@click.argument("root", type=click.Path(path_type=Path), default="runs")
+@click.option("--json", "json_output", is_flag=True, help="Print a JSON list.")
+def runs(root: Path, json_output: bool) -> int:
+    """List the runs below ROOT (default: runs)."""
+    return _command("runs").main(root, json_output=json_output)
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--open", "open_browser", is_flag=True, help="Open it in the browser.")
+def report(run: Path, open_browser: bool) -> int:
+    """Write report.html of RUN: one page that needs no network."""
+    return _command("report").main(run, open_browser=open_browser)
+
+
+@cli.command()
+def doctor() -> int:
+    """Show devices, versions, extras and disk, and what is amiss."""
+    return _command("doctor").main()
+
+
+@cli.command()
+def cite() -> int:
+    """Print BibTeX of postgrad and of the papers behind it."""
+    return _command("cite").main()
+
+
+def _flags(command: click.Command) -> list[str]:
+    return [flag for param in command.params for flag in param.opts if flag.startswith("--")]
+
+
+def _recipe_and_overrides(words: Sequence[str], flags: Sequence[str]) -> tuple[Path | None, dict[str, Any]]:
+    name, rest = split_words(words)
+    overrides = check_overrides(rest, flags)
+    return (None if name is None else find_recipe(name)), overrides
+
+
+def _refuse_together(**given: bool) -> None:
+    names = [f"--{name}" for name, is_given in given.items() if is_given]
+    if len(names) > 1:
+        raise click.UsageError(f"{' and '.join(names)} exclude each other. Give one of them.")
+
+
+def _require_value(flag: str, value: Path | None) -> None:
+    if value is not None and str(value).startswith("--"):
+        raise click.UsageError(f"{flag} needs a value; the next word is {str(value)!r}.")

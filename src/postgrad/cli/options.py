@@ -1,0 +1,156 @@
+"""Dotted overrides, recipe names, and the help of a config: all without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from postgrad.core.errors import ConfigError, nearest
+
+
+def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The recipe (the one word that is neither an option nor its value), and the other words.
+
+    >>> split_words(["r.toml", "--steps", "5"]), split_words(["--steps", "5", "r.toml"]), split_words(["--steps=5"])
+    (('r.toml', ['--steps', '5']), ('r.toml', ['--steps', '5']), (None, ['--steps=5']))
+    """
+    recipe: str | None = None
+    rest: list[str] = []
+    value_may_follow = False
+    for word in words:
+        if word.startswith("--") and len(word) > 2:
+            value_may_follow = "=" not in word
+            rest.append(word)
+        elif value_may_follow:
+            value_may_follow = False
+            rest.append(word)
+        elif recipe is None:
+            recipe = word
+        else:
+            raise ConfigError(
+                f"Unexpected argument {word!r}: the recipe is {recipe!r} already. "
+                "A value with spaces or brackets needs quotes; options look like --optimizer.lr 1e-4."
+            )
+    return recipe, rest
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name → file of the recipes that come with postgrad."""
+    package = Path(__file__).resolve().parents[1]
+    # Installed: postgrad/recipes. In a checkout: recipes/ beside src/.
+    for directory in (package / "recipes", package.parents[1] / "recipes"):
+        found = {path.stem: path for path in sorted(directory.rglob("*.toml"))}
+        if found:
+            return found
+    return {}
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe given as a path or by its shipped name; a file of that name comes first.
+
+    Raises:
+        ConfigError: neither; with the nearest name.
+    """
+    path = Path(name)
+    if path.is_dir() and (path / "config.json").is_file() and (path / "run.json").is_file():
+        return path / "config.json"
+    if path.is_file():
+        return path
+    recipes = shipped_recipes()
+    if name in recipes:
+        return recipes[name]
+    if path.is_dir():
+        raise ConfigError(
+            f"{name} is a directory that holds no run. A recipe is a .toml file or a shipped name."
+        )
+    hint = nearest(Path(name).stem, recipes) if recipes else ""
+    raise ConfigError(f"No recipe {name!r}: neither a file nor the name of a shipped recipe. {hint}".rstrip())
+
+
+def check_overrides(words: Sequence[str], flags: Sequence[str]) -> dict[str, Any]:
+    """Words as overrides; one that is a misspelt flag, or a whole section, is refused with a hint.
+
+    Raises:
+        ConfigError: naming the word and what was probably meant.
+    """
+    from postgrad.core.config import parse_overrides
+
+    if not words:
+        return {}
+    from postgrad.core.config import walk_fields
+    from postgrad.rl.config import RLConfig
+
+    overrides = parse_overrides(words)
+    leaves = [path for path, _ in walk_fields(RLConfig)]
+    for key in overrides:
+        dashed = key.replace("_", "-")
+        if key.split(".")[0] in RLConfig.model_fields:
+            inside = [leaf for leaf in leaves if leaf.startswith(f"{key}.")]
+            if inside:
+                raise ConfigError(f"--{dashed} is a section, not an option. It has: {', '.join(inside)}.")
+            continue
+        last = key.split(".")[-1]
+        elsewhere = [leaf for leaf in leaves if leaf.split(".")[-1] == last]
+        known = [*flags, *(f"--{leaf}" for leaf in leaves)]
+        hint = f"Did you mean '--{elsewhere[0]}'?" if elsewhere else nearest(f"--{dashed}", known)
+        if not hint.startswith("Did you mean"):
+            hint = "See --help for all options."
+        raise ConfigError(f"Unknown option --{key if '.' in key else dashed}. {hint}")
+    return overrides
+
+
+def dotted_options() -> dict[str, list[tuple[str, str]]]:
+    """Section → (option with its type, help with its default) of every field of the rl config."""
+    from postgrad.core.config import walk_fields
+    from postgrad.rl.config import RLConfig
+
+    sections: dict[str, list[tuple[str, str]]] = {}
+    for path, info in walk_fields(RLConfig):
+        section, dot, _ = path.rpartition(".")
+        text = " ".join((info.description or "").split())
+        default = (
+            describe_default(info.get_default(call_default_factory=True)) if not info.is_required() else ""
+        )
+        entry = (f"--{path} {describe_type(info.annotation)}", f"{text}  [{default}]" if default else text)
+        sections.setdefault(section if dot else "general", []).append(entry)
+    return sections
+
+
+def describe_type(annotation: Any) -> str:
+    """A type in one word, or the choices.
+
+    >>> describe_type(int), describe_type(Literal["a", "b"]), describe_type(float | None), describe_type(dict[str, int])
+    ('INT', 'a|b', 'FLOAT', 'TABLE')
+    """
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return "|".join(str(choice) for choice in get_args(annotation))
+    if origin in (Union, UnionType):
+        parts = [part for part in get_args(annotation) if part is not type(None)]
+        return "|".join(dict.fromkeys(describe_type(part) for part in parts))
+    names = {bool: "BOOL", int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
+    if annotation in names:
+        return names[annotation]
+    if origin in (list, tuple):
+        return "LIST"
+    return "TABLE" if origin is dict or isinstance(annotation, type) else "VALUE"
+
+
+def describe_default(value: Any) -> str:
+    """A default as one would type it.
+
+    >>> describe_default(5e-7), describe_default(None), describe_default(True), describe_default("a b"), describe_default(())
+    ('5e-07', 'none', 'true', 'a b', 'empty')
+    """
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (str, list, tuple, Mapping)) and not value:
+        return "empty"
+    if isinstance(value, (list, tuple, Mapping)):
+        return json.dumps(value, default=str)
+    return str(value)

@@ -1,0 +1,1 @@
+"""Types, errors, config, run directory, models, data and report: what every room stands on."""

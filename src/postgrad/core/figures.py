@@ -1,0 +1,302 @@
+"""Figures of a report: data first (its CSV), then an SVG that reads well on light and on dark paper.
+
+A room describes a figure as columns and lines; matplotlib (extra `report`) draws it, with CSS variables as colours.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal, NamedTuple
+
+from postgrad.core.errors import MissingExtraError
+
+Column = Sequence[float | None]
+
+PALETTE: dict[str, tuple[str, str, str]] = {
+    # role: (the colour matplotlib is given, on light paper, on dark paper)
+    "ink": ("#0a0b01", "#4a4a46", "#b9b8b2"),
+    "grid": ("#0a0b02", "#e4e2dc", "#33332f"),
+    "a": ("#0a0b03", "#1d6a86", "#6fc0dc"),
+    "b": ("#0a0b04", "#b9772b", "#e0a862"),
+    "c": ("#0a0b05", "#7a5195", "#c09bdc"),
+    "d": ("#0a0b06", "#4f7f3a", "#97c77f"),
+}
+LINE_ROLES = ("a", "b", "c", "d")
+
+
+class Interval(NamedTuple):
+    """A value with the ends of its 95 % interval (equal to it when there is none)."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One of the numbers at the top of a report.
+
+    Attributes:
+        label: what it is.
+        value: the number, formatted; empty when `before` and `after` say it.
+        detail: a few words below.
+        before, after: shares in 0 to 1, drawn on a common axis.
+    """
+
+    label: str
+    value: str = ""
+    detail: str = ""
+    before: Interval | None = None
+    after: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line (or row of points, or of bars) of a figure.
+
+    Attributes:
+        y: column of the values.
+        label: in the legend; no legend for a single line without one.
+        low, high: columns of a band around it.
+        style: `line`, `points` (line with markers) or `bars`.
+        smooth: draw the values faintly and their moving mean on top.
+    """
+
+    y: str
+    label: str = ""
+    low: str | None = None
+    high: str | None = None
+    style: Literal["line", "points", "bars"] = "line"
+    smooth: bool = False
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Columns of equal length and the lines to draw from them.
+
+    Attributes:
+        name: file stem of the SVG and the CSV.
+        title: above the figure.
+        caption: below it.
+        columns: all data; None where there is no value.
+        x: column on the horizontal axis.
+        lines: what is drawn.
+        x_label, y_label: of the axes; empty for none.
+        percent: values are shares, shown as percentages.
+        log_x: logarithmic horizontal axis.
+    """
+
+    name: str
+    title: str
+    caption: str
+    columns: Mapping[str, Column]
+    x: str
+    lines: tuple[Line, ...]
+    x_label: str = ""
+    y_label: str = ""
+    percent: bool = False
+    log_x: bool = False
+
+
+def to_csv(figure: Figure) -> str:
+    """All columns, also those not drawn; an empty cell for None."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(figure.columns)
+    writer.writerows(
+        ["" if cell is None else cell for cell in row] for row in zip(*figure.columns.values(), strict=True)
+    )
+    return out.getvalue()
+
+
+def require_matplotlib() -> None:
+    """Raises MissingExtraError when figures cannot be drawn."""
+    try:
+        import_module("matplotlib")
+    except ImportError:
+        raise MissingExtraError("matplotlib", "report", "Drawing figures") from None
+
+
+def to_svg(figure: Figure, width: float, height: float, *, variant: str = "") -> str:
+    """An `<svg>` element, the same for the same data. `width` and `height` in CSS pixels.
+
+    Args:
+        figure: what to draw.
+        width, height: of the view box; the page may scale it.
+        variant: makes the ids unique when a page holds the same figure twice.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    mpl: Any = import_module("matplotlib")
+    canvas_type: Any = import_module("matplotlib.figure").Figure
+
+    ink, grid = PALETTE["ink"][0], PALETTE["grid"][0]
+    style = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": figure.name + variant,
+        "font.size": 11.5,
+        "axes.edgecolor": grid,
+        "axes.labelcolor": ink,
+        "xtick.color": ink,
+        "ytick.color": ink,
+        "text.color": ink,
+        "axes.linewidth": 1.0,
+        "path.simplify_threshold": 0.5,
+    }
+    with mpl.rc_context(style):
+        canvas = canvas_type(figsize=(width / 72, height / 72), layout="constrained")
+        canvas.patch.set_alpha(0)
+        axes = canvas.add_subplot()
+        _draw(axes, figure, small=height < 200, narrow=width < 500)
+        out = io.StringIO()
+        canvas.savefig(
+            out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
+    return _clean(out.getvalue(), figure, variant)
+
+
+def _draw(axes: Any, figure: Figure, *, small: bool, narrow: bool) -> None:
+    ticker: Any = import_module("matplotlib.ticker")
+    xs = figure.columns[figure.x]
+    for role, line in zip(LINE_ROLES * (len(figure.lines) // 4 + 1), figure.lines, strict=False):
+        _draw_line(axes, figure, line, xs, PALETTE[role][0], small=small)
+    axes.patch.set_alpha(0)
+    axes.grid(axis="y", color=PALETTE["grid"][0], linewidth=1)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, pad=5, labelsize=10 if small else 11.5)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    if figure.log_x:
+        axes.set_xscale("log")
+    else:
+        axes.xaxis.set_major_locator(
+            ticker.MaxNLocator(4 if narrow else 8, integer=True, steps=[1, 2, 2.5, 5, 10])
+        )
+    axes.yaxis.set_major_locator(ticker.MaxNLocator(3 if small else 6))
+    if figure.percent:
+        axes.yaxis.set_major_formatter(ticker.FuncFormatter(_percent_tick))
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -0.02), min(max(high, low + 0.01), 1.02))
+    else:
+        formatter = ticker.ScalarFormatter(useMathText=False)
+        formatter.set_powerlimits((-3, 6))
+        axes.yaxis.set_major_formatter(formatter)
+        axes.yaxis.get_offset_text().set_fontsize(10)
+    axes.margins(x=0.02)
+    axes.set_xlabel(figure.x_label)
+    axes.set_ylabel(figure.y_label)
+    if any(line.label for line in figure.lines):
+        axes.legend(
+            frameon=False,
+            loc="lower left",
+            bbox_to_anchor=(-0.02, 1.0),
+            ncols=1 if narrow else 4,
+            handlelength=1.4,
+            columnspacing=1.6,
+        )
+
+
+def _percent_tick(share: float, _: int | None = None) -> str:
+    return f"{100 * share:.4g} %"
+
+
+def _draw_line(axes: Any, figure: Figure, line: Line, xs: Column, colour: str, *, small: bool) -> None:
+    points = [
+        (x, y, low, high)
+        for x, y, low, high in zip(
+            xs,
+            figure.columns[line.y],
+            figure.columns[line.low or line.y],
+            figure.columns[line.high or line.y],
+            strict=True,
+        )
+        if x is not None and y is not None
+    ]
+    x = [point[0] for point in points]
+    y = [point[1] for point in points]
+    if line.style == "bars":
+        axes.bar(x, y, color=colour, width=0.72, label=line.label)
+        return
+    if line.low is not None and line.high is not None:
+        low = [point[1] if point[2] is None else point[2] for point in points]
+        high = [point[1] if point[3] is None else point[3] for point in points]
+        axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
+    width = 1.5 if small else 2.0
+    marker: dict[str, Any] = (
+        {"marker": "o", "markersize": 3 if small else 4.5} if line.style == "points" else {}
+    )
+    window = len(y) // 25 | 1
+    if line.smooth and window >= 3:
+        axes.plot(x, y, color=colour, alpha=0.3, linewidth=0.8)
+        y = moving_mean(y, window)
+    axes.plot(x, y, color=colour, linewidth=width, label=line.label, solid_capstyle="round", **marker)
+
+
+def moving_mean(values: Sequence[float], window: int) -> list[float]:
+    """Centred mean over an odd window, which shrinks at the ends.
+
+    >>> moving_mean([0.0, 3.0, 6.0, 3.0], 3)
+    [1.5, 3.0, 4.0, 4.5]
+    """
+    half = window // 2
+    means: list[float] = []
+    for index in range(len(values)):
+        part = values[max(0, index - half) : index + half + 1]
+        means.append(sum(part) / len(part))
+    return means
+
+
+def _clean(svg: str, figure: Figure, variant: str) -> str:
+    """The bare element: colours and font as CSS variables, unique ids, no metadata, an accessible name."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.S)
+    for role, (given, light, _) in PALETTE.items():
+        svg = svg.replace(given, f"var(--fig-{role}, {light})")
+    svg = re.sub(r'font: ([\d.]+px) [^;"]+', r"font: \1 var(--fig-font, system-ui, sans-serif)", svg)
+    prefix = re.sub(r"[^A-Za-z0-9]+", "-", f"f-{figure.name}{variant}-")
+    svg = re.sub(r'\bid="', f'id="{prefix}', svg)
+    svg = svg.replace("url(#", f"url(#{prefix}").replace('href="#', f'href="#{prefix}')
+    svg = re.sub(r"<svg [^>]*?(viewBox=\"[^\"]+\")[^>]*>", _svg_tag(figure), svg, count=1)
+    return re.sub(r"\n\s*", "\n", svg).strip()
+
+
+def _svg_tag(figure: Figure) -> str:
+    name = html.escape(figure.title or figure.name, quote=True).replace("\\", "\\\\")
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        rf'\1 role="img" aria-label="{name}">'
+    )
+
+
+def standalone(svg: str) -> str:
+    """The SVG as a file of its own, which follows the reader's light or dark preference."""
+
+    def variables(column: Literal[1, 2]) -> str:
+        return "".join(f"--fig-{role}:{colours[column]};" for role, colours in PALETTE.items())
+
+    style = f"<style>svg{{{variables(1)}}}@media (prefers-color-scheme:dark){{svg{{{variables(2)}}}}}</style>"
+    head, close, rest = svg.partition(">")
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{head}{close}{style}{rest}\n'
+
+
+def format_number(value: Any, *, percent: bool = False) -> str:
+    """A metric for reading: at most four significant digits, thousands apart.
+
+    >>> format_number(0.41666, percent=True), format_number(1234567), format_number(5e-7), format_number(None)
+    ('41.7 %', '1,234,567', '5e-07', '–')
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return "–" if value is None else str(value)
+    if percent:
+        return f"{100 * value:.1f} %"
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if 1_000 <= abs(value) < 1e9 else f"{value:.4g}"

@@ -1,0 +1,99 @@
+"""What every metric means, in one sentence with its unit. `explain` answers for any key that is logged."""
+
+from __future__ import annotations
+
+import re
+
+GLOSSARY: dict[str, str] = {
+    "rollout/pass_rate": "Share of this step's verified samples that passed (0 to 1); on training prompts.",
+    "rollout/reward_mean": "Mean reward of the samples of this step, after any transform (reward units).",
+    "rollout/truncated_fraction": "Share of samples cut off by the token limit (0 to 1).",
+    "rollout/interrupted_fraction": "Share of samples whose thinking was interrupted by the injected "
+    "phrase (0 to 1).",
+    "rollout/zero_variance_fraction": "Share of groups whose rewards are all equal, which carry no "
+    "gradient (0 to 1).",
+    "rollout/completion_tokens_mean": "Mean completion length (tokens).",
+    "rollout/completion_tokens_max": "Longest completion of the step (tokens).",
+    "rollout/verify_failed_fraction": "Share of samples without a verdict (error, timeout or non-finite "
+    "score); "
+    "they are left out, not scored 0 (0 to 1).",
+    "rollout/verify_timeouts": "Verdicts given up because the verifier took too long (samples).",
+    "rollout/verify_errors": "Verdicts lost to an exception in the verifier (samples).",
+    "rollout/verify_non_finite": "Verdicts that were no finite number (samples).",
+    "loss/policy": "Value of the policy objective with its sign turned (no unit); its size says little, it "
+    "is no error.",
+    "loss/cap_hit_fraction": "Share of trained tokens whose importance ratio was cut by the cap or clip (0 "
+    "to 1).",
+    "loss/ratio_mean": "Mean importance ratio of trainer to generator over trained tokens (1 = on-policy).",
+    "loss/ratio_max": "Greatest importance ratio over trained tokens, before the cap (1 = on-policy).",
+    "loss/entropy": "Mean entropy of the trainer's next-token distribution over trained tokens (nats per "
+    "token).",
+    "loss/grad_norm": "Global norm of the gradient before clipping (no unit).",
+    "loss/lr": "Learning rate of this update (no unit).",
+    "loss/trained_tokens": "Tokens in the loss of this update, injected ones excluded (tokens).",
+    "loss/trained_samples": "Samples in the loss of this update (samples).",
+    "staleness/mean": "Mean age of the weights that sampled the trained tokens (versions behind the "
+    "trainer).",
+    "staleness/max": "Greatest age of the weights that sampled a trained token (versions behind the "
+    "trainer).",
+    "staleness/histogram": "Trained tokens by the age of the weights that sampled them, in versions behind "
+    "the trainer (tokens).",
+    "mismatch/kl_k1_gen_train": "KL(generator ‖ trainer) by the k1 estimator, mean of log p_gen − log "
+    "p_train over "
+    "sampled tokens (nats per token; may be negative).",
+    "mismatch/kl_k3_gen_train": "KL(generator ‖ trainer) by the k3 estimator, mean of r − 1 − log r with "
+    "r = p_train / p_gen (nats per token; never negative).",
+    "curriculum/active_prompts": "Training prompts that can still be sampled (prompts).",
+    "curriculum/removed_prompts": "Prompts removed for good because their pass rate reached the threshold "
+    "(prompts).",
+    "curriculum/epoch": "Passes begun over the active prompts (passes).",
+    "time/step_s": "Wall time of this step (seconds).",
+    "time/generate_s": "Wall time spent generating in this step (seconds).",
+    "time/train_s": "Wall time spent in forward, backward and optimiser in this step (seconds).",
+    "time/verify_s": "Wall time spent waiting for verdicts in this step (seconds).",
+    "time/eval_s": "Wall time of the held-out evaluation (seconds).",
+    "time/elapsed_s": "Wall time since the run started, without the time between a stop and a resume "
+    "(seconds).",
+    "speed/generate_tokens_per_s": "Completion tokens generated per second of generation (tokens/s).",
+    "speed/train_tokens_per_s": "Tokens trained on per second of training (tokens/s).",
+    "speed/samples_per_s": "Samples finished per second of wall time (samples/s).",
+    "idle/generator_fraction": "Share of the schedule in which the generator had nothing to do (0 to 1).",
+    "idle/trainer_fraction": "Share of the schedule in which the trainer waited for samples (0 to 1).",
+    "eval/pass_rate": "Held-out pass rate, mean@k over prompts that are never trained on (0 to 1).",
+    "eval/pass_rate_low": "Lower end of the 95 % interval of the held-out pass rate, clustered by prompt "
+    "(0 to 1).",
+    "eval/pass_rate_high": "Upper end of the 95 % interval of the held-out pass rate, clustered by prompt "
+    "(0 to 1).",
+    "eval/*/pass_rate": "Held-out pass rate of the task {0} (0 to 1).",
+    "eval/*/pass_rate_low": "Lower end of the 95 % interval of the held-out pass rate of {0} (0 to 1).",
+    "eval/*/pass_rate_high": "Upper end of the 95 % interval of the held-out pass rate of {0} (0 to 1).",
+    "eval/completion_tokens_mean": "Mean completion length in held-out evaluation (tokens).",
+    "eval/truncated_fraction": "Share of held-out samples cut off by the token limit (0 to 1).",
+    "compute/train_flops": "Floating-point operations spent in training so far, estimated from tokens "
+    "(FLOPs).",
+    "compute/generate_flops": "Floating-point operations spent in generation so far, estimated from tokens "
+    "(FLOPs).",
+    "compute/total_tokens": "Tokens generated so far (tokens).",
+    "nonfinite/count": "Metrics of this line that were NaN or infinite and are written as null (values).",
+}
+"""Metric key → one sentence. `*` stands for one part or several; `{0}` in the sentence is what it matched."""
+
+
+def explain(key: str) -> str:
+    """The sentence for a metric key; an empty string for one that nobody explained.
+
+    >>> explain("loss/grad_norm")
+    'Global norm of the gradient before clipping (no unit).'
+    >>> explain("eval/chain_sum/pass_rate")
+    'Held-out pass rate of the task chain_sum (0 to 1).'
+    >>> explain("made/up")
+    ''
+    """
+    if key in GLOSSARY:
+        return GLOSSARY[key]
+    for pattern, text in GLOSSARY.items():
+        if "*" in pattern:
+            match = re.fullmatch("(.+)".join(map(re.escape, pattern.split("*"))), key)
+            if match:
+                return text.format(*match.groups())
+    return ""

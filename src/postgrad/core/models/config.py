@@ -1,0 +1,63 @@
+"""Which model, where, in which precision. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from postgrad.core.config import Config
+
+
+class EmbeddedConfig(Config):
+    """The small Qwen3-type model that is built and warm-started when no model path is given (~0.8 M parameters)."""
+
+    hidden_size: int = Field(default=128, ge=8)
+    """Width D of the residual stream."""
+    num_layers: int = Field(default=4, ge=1)
+    num_heads: int = Field(default=4, ge=1)
+    """Query heads."""
+    num_kv_heads: int = Field(default=2, ge=1)
+    """Key and value heads; divides `num_heads`."""
+    head_dim: int = Field(default=32, ge=2)
+    intermediate_size: int = Field(default=384, ge=8)
+    """Width of the feed-forward layer."""
+    vocab_size: int = Field(default=512, ge=264)
+    """Most tokens in the vocabulary: 256 bytes, 4 special tokens, and the common phrases of the demonstrations."""
+    max_position: int = Field(default=512, ge=16)
+    """Longest sequence, prompt and completion together."""
+    steps: int = Field(default=1500, ge=0)
+    """Warm start: supervised updates on the demonstrations. 0 = random weights."""
+    batch_size: int = Field(default=64, ge=1)
+    """Warm start: demonstrations in one update."""
+    lr: float = Field(default=2e-3, gt=0)
+    """Warm start: peak learning rate of AdamW (linear warm-up over 5 % of the steps, cosine decay to a tenth)."""
+    demonstrations: int = Field(default=8000, ge=1)
+    """Warm start: how many (prompt, answer) pairs the caller collects from its tasks."""
+    seed: int = 0
+    """Fixes the initial weights and the order of the demonstrations."""
+
+    @model_validator(mode="after")
+    def _heads(self) -> EmbeddedConfig:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} is odd; rotary positions need an even number")
+        return self
+
+
+class ModelConfig(Config):
+    """The model that a command starts from."""
+
+    path: str = ""
+    """Model directory, run directory (its latest checkpoint is taken) or hub name. Empty = the embedded small model."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    device: str = "auto"
+    """`auto` (the first GPU, else the CPU), `cpu`, `cuda` or `cuda:1`."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the weights. `auto`: float32 on a CPU (bfloat16 is 12 to 30 times slower there), bfloat16 on a GPU."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for sources that you trust."""
+    embedded: EmbeddedConfig = Field(default_factory=EmbeddedConfig)
+    """The embedded small model, used when `path` is empty."""

@@ -1,0 +1,177 @@
+"""Decoders: one token for each slot, over a preallocated KV cache with its own position per slot.
+
+`HFDecoder` runs the Hugging Face module itself (any attention-based causal LM); `fused.FusedDecoder` computes the Llama
+family with fewer, larger operations. Both are checked against the plain forward pass when they are built.
+
+Shapes: B slots, S cache length, C context (cache entries in use), N prefill rows, P prefill length, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+
+from postgrad.core.errors import EngineError
+from postgrad.core.models.head import fp32_head
+
+
+class Decoder(Protocol):
+    """What the engine needs of a model."""
+
+    def decode(self, token: Tensor, position: Tensor, context: int) -> Tensor:
+        """token, position: int64 [n], the first n slots → logits [n, V]; writes the cache at `position`.
+
+        `context` is an upper bound of `position + 1` known on the host.
+        """
+        ...
+
+    def prefill(self, token: Tensor, row: Tensor, slot: Tensor) -> None:
+        """token: int64 [N, P], right-padded. Writes the cache of row[i] of the batch into slot[i], positions 0..P−1."""
+        ...
+
+    def copy(self, source: Tensor, target: Tensor, length: int) -> None:
+        """Copies the first `length` cache entries of slots `source` to slots `target`."""
+        ...
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Copies in new weights by `state_dict` name."""
+        ...
+
+
+class _SlotLayer(CacheLayerMixin):
+    """One layer of the cache: keys and values [B, K, S, hd]; `update` writes one position per slot."""
+
+    is_sliding = False
+
+    def __init__(self, slots: int, length: int) -> None:
+        super().__init__()
+        self.slots, self.length = slots, length
+        self.position = torch.zeros(0, dtype=torch.long)
+        self.context = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        for name, state in (("keys", key_states), ("values", value_states)):
+            shape = (self.slots, state.shape[1], self.length, state.shape[3])
+            setattr(self, name, torch.zeros(shape, dtype=state.dtype, device=state.device))
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        n = len(self.position)
+        rows = torch.arange(n, device=key_states.device)
+        self.keys[rows, :, self.position] = key_states[:, :, 0]
+        self.values[rows, :, self.position] = value_states[:, :, 0]
+        return self.keys[:n, :, : self.context], self.values[:n, :, : self.context]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.context, 0
+
+    def get_seq_length(self) -> int:
+        return self.context
+
+    def get_max_length(self) -> int:
+        return self.length
+
+    def get_max_cache_shape(self) -> int:
+        return self.length
+
+
+class HFDecoder:
+    """Runs the Hugging Face module on a slot cache. Any causal LM whose layers are full or sliding attention."""
+
+    def __init__(self, module: PreTrainedModel, slots: int, length: int, fp32_logits: bool) -> None:
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        fp32_head(self.module, fp32_logits)
+        if self.module.config._attn_implementation != "eager":
+            self.module.set_attn_implementation("sdpa")
+        text_config = module.config.get_text_config()
+        layer_types = getattr(text_config, "layer_types", None)
+        window = getattr(text_config, "sliding_window", None)
+        if layer_types is None:
+            layer_types = ["sliding_attention" if window else "full_attention"] * text_config.num_hidden_layers
+        unknown = set(layer_types) - {"full_attention", "sliding_attention"}
+        if unknown:
+            raise EngineError(
+                f"The torch engine keeps one KV cache entry per token; {type(module).__name__} has layers of type "
+                f"{', '.join(sorted(unknown))}, which do not. Use a model with full or sliding attention."
+            )
+        self.kinds = sorted(set(layer_types))
+        self.window = int(window or 0)
+        self.layers = [_SlotLayer(slots, length) for _ in layer_types]
+        self.cache = Cache(layers=list(self.layers))
+        self.device, self.dtype = module.device, module.dtype
+        self._parameters = self.module.state_dict(keep_vars=True)
+
+    @torch.inference_mode()
+    def decode(self, token: Tensor, position: Tensor, context: int) -> Tensor:
+        for layer in self.layers:
+            layer.position, layer.context = position, context
+        output = self.module(
+            input_ids=token[:, None],
+            position_ids=position[:, None],
+            attention_mask=self._mask(position, context),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return output.logits[:, -1]
+
+    def _mask(self, position: Tensor, context: int) -> Tensor | dict[str, Tensor]:
+        key = torch.arange(context, device=position.device)[None]
+        seen = key <= position[:, None]
+        masks = {"full_attention": seen, "sliding_attention": seen & (key > position[:, None] - self.window)}
+        low = torch.finfo(self.dtype).min
+        additive = {
+            kind: torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill_(~mask, low)[:, None, None]
+            for kind, mask in masks.items()
+            if kind in self.kinds
+        }
+        return additive[self.kinds[0]] if len(self.kinds) == 1 else additive
+
+    @torch.inference_mode()
+    def prefill(self, token: Tensor, row: Tensor, slot: Tensor) -> None:
+        cache = DynamicCache()  # without a config every layer keeps all positions, sliding ones too
+        self.module(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        for layer, new in zip(self.layers, cache.layers, strict=False):
+            keys, values = new.keys, new.values
+            if keys is None or values is None:
+                raise EngineError(f"{type(self.module).__name__} shares KV caches between layers; this is not supported")
+            if not layer.is_initialized:
+                layer.lazy_initialization(keys, values)
+            layer.keys[slot, :, : token.shape[1]] = keys[row]
+            layer.values[slot, :, : token.shape[1]] = values[row]
+
+    @torch.inference_mode()
+    def copy(self, source: Tensor, target: Tensor, length: int) -> None:
+        for layer in self.layers:
+            layer.keys[target, :, :length] = layer.keys[source, :, :length]
+            layer.values[target, :, :length] = layer.values[source, :, :length]
+
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.data.copy_(weights[name])
+
+
+@torch.inference_mode()
+def matches_forward(decoder: Decoder, module: PreTrainedModel) -> bool:
+    """Whether prefill + decode give the logits of one plain forward pass, on a short random sequence."""
+    generator = torch.Generator().manual_seed(0)
+    token = torch.randint(0, module.config.get_text_config().vocab_size, (1, 6), generator=generator).to(module.device)
+    was_training = module.training
+    module.eval()
+    expected = module(input_ids=token, use_cache=False).logits[0, -1].float()
+    module.train(was_training)
+    slot = torch.zeros(1, dtype=torch.long, device=module.device)
+    decoder.prefill(token[:, :4], slot, slot)
+    decoder.decode(token[:, 4], slot + 4, 5)
+    logits = decoder.decode(token[:, 5], slot + 5, 6)[0].float()
+    scale = float(expected.abs().max().clamp(min=1.0))
+    tolerance = 2e-3 if module.dtype == torch.float32 else 0.05
+    return bool(torch.isfinite(logits).all()) and float((logits - expected).abs().max()) <= tolerance * scale

@@ -1,0 +1,394 @@
+"""Continuous batching: B slots decode in lockstep, each at its own position; a finished slot is refilled at once.
+
+One step is one forward pass of one token for every running slot. The prompt is computed once per group: later samples
+of the group copy the cache of an earlier one. Every token's log-prob and weights version are recorded as it is sampled,
+and `load_weights` may come between any two steps; running sequences keep their (then stale) cache.
+
+Sampling draws on one uniform number per token that depends on (seed, request id, token index) alone, so a sample does
+not depend on the slot, the batch or what else is running.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from postgrad.core.errors import EngineError
+from postgrad.core.models.model import Model
+from postgrad.core.types import Request, Sample
+from postgrad.engines import ops
+from postgrad.engines.torch_engine import fused
+from postgrad.engines.torch_engine.decoder import Decoder, HFDecoder, matches_forward
+
+_CONTEXT_STEP = 16
+"""Attention reads the cache up to the longest running sequence, rounded up to this many positions."""
+
+
+def make_decoder(
+    model: Model, slots: int, length: int, *, fp32_head: bool, compile: bool, kind: Literal["auto", "hf"] = "auto"
+) -> Decoder:
+    """The fastest decoder that reproduces the model's forward pass. Raises EngineError if none does."""
+    module = model.module
+    if kind == "auto" and fused.supports(module):
+        decoder = fused.FusedDecoder(module, slots, length)
+        if matches_forward(decoder, module):
+            return fused.FusedDecoder(module, slots, length, compile=True) if compile else decoder
+    decoder = HFDecoder(module, slots, length, fp32_head)
+    refusal = (
+        f"The torch engine cannot run {type(module).__name__} with a KV cache per slot (models with ALiBi or a recurrent "
+        "state are of this kind)"
+    )
+    try:
+        same = matches_forward(decoder, module)
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:  # raised inside the model's own code
+        raise EngineError(f"{refusal}: {type(error).__name__}: {error}") from error
+    if not same:
+        raise EngineError(f"{refusal}: its logits differ from those of a plain forward pass.")
+    return decoder
+
+
+class TorchEngine:
+    """`core.protocols.Engine` for any attention-based Hugging Face causal LM.
+
+    Args:
+        model: its weights are copied; later changes come in by `load_weights` only.
+        slots: B, sequences in parallel.
+        max_length: S, most tokens of prompt + completion; the KV cache is allocated once, for B·S tokens.
+        fp32_head: logits in fp32 whatever the model's dtype (ScaleRL §3.2).
+        compile: torch.compile of the decode step where the architecture supports it.
+        prefill_tokens: most prompt tokens in one prefill.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        slots: int,
+        max_length: int,
+        fp32_head: bool = True,
+        compile: bool = False,
+        prefill_tokens: int = 4096,
+        decoder: Literal["auto", "hf"] = "auto",
+    ) -> None:
+        if model.context_length and max_length > model.context_length:
+            raise EngineError(
+                f"max_length {max_length} is above the model's context of {model.context_length} tokens; "
+                "lower length.max_prompt_tokens or length.max_completion_tokens"
+            )
+        self.decoder = make_decoder(model, slots, max_length, fp32_head=fp32_head, compile=compile, kind=decoder)
+        self.slots, self.max_length, self.prefill_tokens = slots, max_length, prefill_tokens
+        self.version = 0
+        self.num_decoded_tokens = 0
+        self.num_prefill_tokens = 0
+        self._static = compile and isinstance(self.decoder, fused.FusedDecoder)
+        self._queue: deque[Request] = deque()
+        self._running: list[Request | None] = [None] * slots
+        self._cached: dict[int, tuple[int, int]] = {}  # slot -> (group, version) of the prompt in its cache
+        device = model.device
+        self._device = device
+        self._stop = torch.tensor(model.stop_token_ids, device=device)
+
+        def table(dtype: torch.dtype, fill: float = 0) -> Tensor:
+            return torch.full((slots, max_length + 1), fill, dtype=dtype, device=device)
+
+        def column(dtype: torch.dtype, fill: float = 0) -> Tensor:
+            return torch.full((slots,), fill, dtype=dtype, device=device)
+
+        # Tables are indexed by absolute position: entry p belongs to the token at p.
+        self._token, self._forced = table(torch.long), table(torch.long, -1)
+        self._logp, self._uniform = table(torch.float32), table(torch.float32)
+        self._version = table(torch.long)
+        self._position = column(torch.long)  # of the last known token
+        self._last = column(torch.long)  # position at which the length limit is reached
+        self._active, self._quiet = column(torch.bool), column(torch.bool)  # quiet: interruption no longer possible
+        self._unless = column(torch.long, -1)
+        self._temperature, self._top_p = column(torch.float32, 1), column(torch.float32, 1)
+        self._top_k = column(torch.long)
+        self._rows = torch.arange(slots, device=device)
+        self._plan()
+
+    # -- the four methods of the protocol ------------------------------------------------------------------------
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            prompt = len(request.prompt_tokens)
+            if prompt < 1 or request.max_tokens < 1 or prompt + request.max_tokens > self.max_length:
+                raise EngineError(
+                    f"Request {request.id}: {prompt} prompt tokens + {request.max_tokens} completion tokens; the engine "
+                    f"takes 1 to {self.max_length} in all, with at least one of each."
+                )
+            if len(request.tokens) >= request.max_tokens:
+                raise EngineError(f"Request {request.id} already has its {request.max_tokens} completion tokens.")
+        self._queue.extend(requests)
+
+    @torch.inference_mode()
+    def step(self) -> list[Sample]:
+        self._admit()
+        n = self._num_rows()
+        if n == 0:
+            return []
+        position = self._position[:n]
+        token = self._token[:n].gather(1, position[:, None])[:, 0]
+        context = min(self.max_length, (int(self._host_position[:n].max()) + _CONTEXT_STEP) // _CONTEXT_STEP * _CONTEXT_STEP)
+        logits = self.decoder.decode(token, position, context)
+        following = position + 1
+        sampled = self._sample(logits, following)
+        self._position[:n] = torch.where(self._active[:n], following, position)
+        self._host_position[:n] += self._host_active[:n]
+        rows = self._rows[:n]
+        self._token[rows, following] = sampled.token
+        self._logp[rows, following] = sampled.logp
+        self._version[rows, following] = self.version
+        done = torch.isin(sampled.token, self._stop) | (following >= self._last[:n])
+        done &= self._active[:n]
+        self.num_decoded_tokens += int(self._host_active[:n].sum())
+        finished = done.nonzero()[:, 0].tolist()
+        return [self._finish(slot) for slot in finished]
+
+    def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
+        self.decoder.load(weights)
+        self.version = version
+
+    def snapshot(self) -> list[Request]:
+        taken = [self._partial(slot) for slot in range(self.slots) if self._running[slot] is not None]
+        taken += self._queue
+        self._queue.clear()
+        for slot in range(self.slots):
+            self._running[slot] = None
+        self._active.fill_(False)
+        self._cached.clear()
+        self._plan()
+        return taken
+
+    # -- counts --------------------------------------------------------------------------------------------------
+
+    @property
+    def num_running(self) -> int:
+        return int(self._host_active.sum())
+
+    @property
+    def num_queued(self) -> int:
+        return len(self._queue)
+
+    # -- sampling ------------------------------------------------------------------------------------------------
+
+    def _plan(self) -> None:
+        """Which sampling path the running requests need; recomputed when the set of running requests changes."""
+        running = [request for request in self._running if request is not None]
+        self._host_active = np.array([request is not None for request in self._running])
+        self._host_position = np.where(self._host_active, self._position.cpu().numpy(), 0)
+        self._all_greedy = all(request.temperature == 0 for request in running)
+        self._any_greedy = any(request.temperature == 0 for request in running)
+        self._any_truncated = any(request.top_p < 1 or request.top_k > 0 for request in running)
+        self._all_unit = all(request.temperature == 1 for request in running)
+        self._any_forced = any(request.interrupt_at is not None for request in running)
+
+    def _num_rows(self) -> int:
+        """Slots that take part in this step: up to the last running one (all of them under torch.compile)."""
+        running = np.flatnonzero(self._host_active)
+        if len(running) == 0:
+            return 0
+        return self.slots if self._static else int(running[-1]) + 1
+
+    def _sample(self, logits: Tensor, following: Tensor) -> ops.Sampled:
+        n = len(logits)
+        if self._all_greedy:
+            sampled = ops.greedy(logits)
+        else:
+            uniform = self._uniform[:n].gather(1, following[:, None])[:, 0]
+            temperature = self._temperature[:n]
+            if self._any_truncated:
+                sampled = ops.sample_truncated(logits, uniform, temperature, self._top_p[:n], self._top_k[:n])
+            else:
+                sampled = ops.sample(logits, uniform, None if self._all_unit else temperature)
+            if self._any_greedy:
+                best, is_greedy = ops.greedy(logits), self._greedy[:n]
+                sampled = ops.Sampled(
+                    torch.where(is_greedy, best.token, sampled.token), torch.where(is_greedy, best.logp, sampled.logp)
+                )
+        return self._force(sampled, following) if self._any_forced else sampled
+
+    def _force(self, sampled: ops.Sampled, following: Tensor) -> ops.Sampled:
+        """Replaces the token by the injected phrase where one is due; remembers where it no longer is."""
+        n = len(following)
+        forced = self._forced[:n].gather(1, following[:, None])[:, 0]
+        use = (forced >= 0) & ~self._quiet[:n]
+        token = torch.where(use, forced, sampled.token)
+        self._quiet[:n] |= ~use & (token == self._unless[:n])
+        keep = ~use
+        # What was not injected must not be read as injected when the sample is built.
+        self._forced[:n].scatter_(1, following[:, None], torch.where(use, forced, -1)[:, None])
+        return ops.Sampled(token, sampled.logp * keep)
+
+    # -- slots ---------------------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        free = [slot for slot in range(self.slots) if self._running[slot] is None]
+        if not self._queue or not free:
+            if free and not self._static:
+                self._compact()
+            return
+        admitted = [(slot, self._queue.popleft()) for slot in free[: len(self._queue)]]
+        self._fill_caches(admitted)
+        for slot, request in admitted:
+            self._place(slot, request)
+        self._plan()
+
+    def _place(self, slot: int, request: Request) -> None:
+        prompt, made = len(request.prompt_tokens), len(request.tokens)
+        known = np.concatenate([request.prompt_tokens, np.array(request.tokens, dtype=np.int64)])
+        limit = prompt + request.max_tokens
+
+        def put(table: Tensor, start: int, values: Iterable[float] | np.ndarray) -> None:
+            data = torch.as_tensor(np.asarray(values), device=self._device)
+            table[slot, start : start + len(data)] = data.to(table.dtype)
+
+        put(self._token, 0, known)
+        put(self._uniform, prompt, ops.uniforms(request.seed, request.id, request.max_tokens))
+        self._forced[slot] = -1
+        if made:
+            put(self._logp, prompt, request.logps)
+            put(self._version, prompt, request.versions)
+            put(self._forced, prompt, [token if not m else -1 for token, m in zip(request.tokens, request.mask, strict=True)])
+        if request.interrupt_at is not None:
+            plan = [(request.interrupt_at + i, token) for i, token in enumerate(request.interrupt_tokens)]
+            due = [token for place, token in plan if made <= place < request.max_tokens]
+            put(self._forced, prompt + max(made, request.interrupt_at), due)
+        quiet = any(m and token == request.interrupt_unless for token, m in zip(request.tokens, request.mask, strict=True))
+        self._position[slot] = prompt + made - 1
+        self._last[slot] = limit - 1
+        self._active[slot] = True
+        self._quiet[slot] = quiet
+        self._unless[slot] = -1 if request.interrupt_unless is None else request.interrupt_unless
+        self._temperature[slot] = request.temperature or 1.0
+        self._top_p[slot], self._top_k[slot] = request.top_p, request.top_k
+        self._running[slot] = request
+
+    @property
+    def _greedy(self) -> Tensor:
+        flags = [request is not None and request.temperature == 0 for request in self._running]
+        return torch.tensor(flags, device=self._device)
+
+    def _fill_caches(self, admitted: Sequence[tuple[int, Request]]) -> None:
+        """Computes or copies the cache of everything before each request's last known token."""
+        fresh: dict[tuple[int, int], tuple[np.ndarray, list[int]]] = {}
+        copies: list[tuple[int, int, int]] = []
+        for slot, request in admitted:
+            if request.tokens or self._cached.get(slot) != (request.group_id, self.version):
+                self._cached.pop(slot, None)  # overwritten below; a prompt of the same group stays where it is
+        holder = {group: slot for slot, (group, version) in self._cached.items() if version == self.version}
+        for slot, request in admitted:
+            known = np.concatenate([request.prompt_tokens, np.array(request.tokens, dtype=np.int64)])[:-1]
+            if request.tokens:
+                fresh[request.group_id, request.id] = (known, [slot])
+                continue
+            if request.group_id not in holder:
+                fresh.setdefault((request.group_id, -1), (known, []))[1].append(slot)
+            elif slot not in self._cached:
+                copies.append((holder[request.group_id], slot, len(known)))
+            self._cached[slot] = (request.group_id, self.version)
+        for source, target, length in copies:
+            index = torch.tensor([source, target], device=self._device)
+            self.decoder.copy(index[:1], index[1:], length)
+        entries = sorted((entry for entry in fresh.values() if len(entry[0])), key=lambda entry: len(entry[0]))
+        for batch in _batches(entries, self.prefill_tokens):
+            self._prefill(batch)
+
+    def _prefill(self, batch: Sequence[tuple[np.ndarray, list[int]]]) -> None:
+        longest = max(len(known) for known, _ in batch)
+        token = np.zeros((len(batch), longest), dtype=np.int64)
+        for row, (known, _) in enumerate(batch):
+            token[row, : len(known)] = known
+        pairs = [(row, slot) for row, (_, slots) in enumerate(batch) for slot in slots]
+        index = torch.tensor(pairs, device=self._device)
+        self.decoder.prefill(torch.from_numpy(token).to(self._device), index[:, 0], index[:, 1])
+        self.num_prefill_tokens += sum(len(known) for known, _ in batch)
+
+    def _compact(self) -> None:
+        """When at most half of the rows in use are running, move the last ones into the gaps (fewer rows a step)."""
+        running = np.flatnonzero(self._host_active)
+        if len(running) == 0 or 2 * len(running) > running[-1] + 1:
+            return
+        gaps = [slot for slot in range(len(running)) if not self._host_active[slot]]
+        movers = [int(slot) for slot in running if slot >= len(running)]
+        source, target = (torch.tensor(x, device=self._device) for x in (movers, gaps))
+        self.decoder.copy(source, target, int(self._host_position[running].max()) + 1)
+        for table in (
+            self._token, self._forced, self._logp, self._uniform, self._version, self._position, self._last,
+            self._quiet, self._unless, self._temperature, self._top_p, self._top_k, self._active,
+        ):  # fmt: skip
+            table[target] = table[source]
+        self._active[source] = False
+        for old, new in zip(movers, gaps, strict=True):
+            self._running[new], self._running[old] = self._running[old], None
+        self._cached.clear()
+        self._plan()
+
+    def _partial(self, slot: int) -> Request:
+        """The request of a slot with what it has generated so far."""
+        request = self._running[slot]
+        assert request is not None
+        start, end = len(request.prompt_tokens), int(self._position[slot]) + 1
+        return replace(
+            request,
+            tokens=tuple(self._token[slot, start:end].tolist()),
+            logps=tuple(self._logp[slot, start:end].tolist()),
+            versions=tuple(self._version[slot, start:end].tolist()),
+            mask=tuple((self._forced[slot, start:end] < 0).tolist()),
+        )
+
+    def _finish(self, slot: int) -> Sample:
+        request = self._running[slot]
+        assert request is not None
+        start, end = len(request.prompt_tokens), int(self._position[slot]) + 1
+
+        def take(table: Tensor) -> np.ndarray:
+            return table[slot, start:end].cpu().numpy().copy()
+
+        tokens, mask = take(self._token), take(self._forced) < 0
+        self._running[slot] = None
+        self._active[slot] = False
+        self._host_active[slot] = False
+        self._host_position[slot] = 0
+        return Sample(
+            request_id=request.id,
+            group_id=request.group_id,
+            prompt_tokens=request.prompt_tokens,
+            token_ids=tokens,
+            loss_mask=mask,
+            behaviour_logp=take(self._logp),
+            policy_version=take(self._version),
+            stop_reason="stop" if bool(torch.isin(self._token[slot, end - 1], self._stop)) and bool(mask[-1]) else "length",
+            interrupted=not bool(mask.all()),
+        )
+
+
+def _batches(
+    entries: Sequence[tuple[np.ndarray, list[int]]], max_tokens: int
+) -> list[list[tuple[np.ndarray, list[int]]]]:
+    """Consecutive entries whose padded size stays within `max_tokens` (one entry at least)."""
+    batches: list[list[tuple[np.ndarray, list[int]]]] = []
+    for entry in entries:
+        if batches and max(len(entry[0]), *(len(known) for known, _ in batches[-1])) * (len(batches[-1]) + 1) <= max_tokens:
+            batches[-1].append(entry)
+        else:
+            batches.append([entry])
+    return batches
+
+
+def generate(engine: TorchEngine, requests: Sequence[Request]) -> list[Sample]:
+    """All samples of `requests`, in their order. The engine must be idle."""
+    if engine.num_running or engine.num_queued:
+        raise EngineError("generate() needs an idle engine; take the running requests out with snapshot() first.")
+    engine.submit(requests)
+    samples: dict[int, Sample] = {}
+    while len(samples) < len(requests):
+        for sample in engine.step():
+            samples[sample.request_id] = sample
+    return [samples[request.id] for request in requests]

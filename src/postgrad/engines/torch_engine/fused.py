@@ -1,0 +1,183 @@
+"""The Llama family (Llama, Mistral, Qwen2, Qwen3) in few large operations, for fp32 decoding.
+
+Assumptions: RMSNorm before attention and MLP, rotary embeddings that do not depend on the sequence length, grouped
+query attention over the full context, SwiGLU. What is folded into the weights when they are loaded:
+
+- the RMSNorm weights into the projection that follows (W·diag(g)), the final one into the head;
+- q, k, v into one matrix, gate and up into one;
+- rotation signs, the softmax scale and Qwen3's q/k norm weights into per-position tables.
+
+In exact arithmetic this is the same function; in fp32 it differs from the module by rounding (~1e-6 of the logits).
+Per token and layer it reads every weight once: 2·(parameters) FLOP per slot, and B·2·K·C·hd cache entries.
+
+Shapes: B slots, D width, H query heads, K key-value heads, hd head size, C context, S cache length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
+
+
+def supports(module: PreTrainedModel) -> bool:
+    """Whether the fused decoder computes this module."""
+    config = module.config
+    layer_types = getattr(config, "layer_types", None) or ["full_attention"]
+    rope = getattr(config, "rope_parameters", None) or {}
+    return (
+        config.model_type in SUPPORTED
+        and module.dtype == torch.float32
+        and set(layer_types) == {"full_attention"}
+        and (config.model_type != "mistral" or config.sliding_window is None)
+        and rope.get("rope_type", "default") in ("default", "linear", "llama3", "yarn")
+        and getattr(config, "hidden_act", "silu") == "silu"
+    )
+
+
+class _Layer:
+    """Fused weights and the KV cache of one layer."""
+
+    def __init__(self, block: Any, slots: int, length: int, shape: tuple[int, int, int]) -> None:
+        heads, kv_heads, head_dim = shape
+        self.block = block
+        weight = block.self_attn.q_proj.weight
+        self.qkv = weight.new_empty((heads + 2 * kv_heads) * head_dim, weight.shape[1])
+        self.qkv_bias = self.qkv.new_empty(len(self.qkv)) if block.self_attn.q_proj.bias is not None else None
+        self.out = torch.empty_like(block.self_attn.o_proj.weight).t().contiguous()
+        self.gate_up = weight.new_empty(2 * block.mlp.gate_proj.weight.shape[0], weight.shape[1])
+        self.down = torch.empty_like(block.mlp.down_proj.weight).t().contiguous()
+        self.cos = weight.new_empty(length, heads + kv_heads, head_dim)
+        self.sin = torch.empty_like(self.cos)
+        self.keys = weight.new_zeros(slots, kv_heads, length, head_dim)
+        self.values = torch.zeros_like(self.keys)
+
+
+class FusedDecoder:
+    """See the module docstring; the interface is `decoder.Decoder`."""
+
+    def __init__(self, module: PreTrainedModel, slots: int, length: int, *, compile: bool = False) -> None:
+        config = module.config
+        self.module = module
+        self.heads = config.num_attention_heads
+        self.kv_heads = config.num_key_value_heads
+        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        self.eps = config.rms_norm_eps
+        self.length = length
+        model: Any = module.model
+        shape = (self.heads, self.kv_heads, self.head_dim)
+        with torch.inference_mode():
+            self.layers = [_Layer(block, slots, length, shape) for block in model.layers]
+            self.embedding = torch.empty_like(model.embed_tokens.weight)
+            head: Any = module.get_output_embeddings()
+            self.head = torch.empty_like(head.weight)
+            self._rope = self._rope_tables(model.rotary_emb)
+        self._prefix = "model."
+        self._run = torch.compile(self._forward, dynamic=False) if compile else self._forward
+        self.static = compile
+        self.load(module.state_dict())
+
+    def _rope_tables(self, rotary: Any) -> tuple[Tensor, Tensor]:
+        """cos, and sin with the sign of rotate_half in it; [S, hd] each."""
+        device = self.module.device
+        position = torch.arange(self.length, device=device)[None]
+        cos, sin = rotary(torch.zeros(1, 1, 1, device=device), position)
+        half = self.head_dim // 2
+        sign = torch.cat([-torch.ones(half, device=device), torch.ones(half, device=device)])
+        return cos[0].float(), sin[0].float() * sign
+
+    @torch.inference_mode()
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        def get(name: str) -> Tensor:
+            return weights[self._prefix + name]
+
+        self.embedding.copy_(get("embed_tokens.weight"))
+        head = weights.get("lm_head.weight", get("embed_tokens.weight"))
+        self.head.copy_(head * get("norm.weight"))
+        for index, layer in enumerate(self.layers):
+            name = f"layers.{index}."
+            before, after = get(name + "input_layernorm.weight"), get(name + "post_attention_layernorm.weight")
+            parts = [name + f"self_attn.{part}_proj" for part in "qkv"]
+            torch.cat([get(part + ".weight") * before for part in parts], out=layer.qkv)
+            if layer.qkv_bias is not None:
+                torch.cat([get(part + ".bias") for part in parts], out=layer.qkv_bias)
+            layer.out.copy_(get(name + "self_attn.o_proj.weight").t())
+            torch.cat([get(name + f"mlp.{part}_proj.weight") * after for part in ("gate", "up")], out=layer.gate_up)
+            layer.down.copy_(get(name + "mlp.down_proj.weight").t())
+            self._load_tables(layer, weights, self._prefix + name + "self_attn.")
+
+    def _load_tables(self, layer: _Layer, weights: Mapping[str, Tensor], name: str) -> None:
+        """Rotary tables per head with the q/k norm weights and the softmax scale 1/√hd in them."""
+        cos, sin = self._rope
+        half = self.head_dim // 2
+        ones = torch.ones(self.head_dim, device=cos.device)
+        for heads, which, scale in (
+            (slice(0, self.heads), "q_norm.weight", self.head_dim**-0.5),
+            (slice(self.heads, None), "k_norm.weight", 1.0),
+        ):
+            gain = weights.get(name + which, ones) * scale
+            layer.cos[:, heads] = (cos * gain)[:, None]
+            layer.sin[:, heads] = (sin * gain.roll(half))[:, None]
+        self.has_qk_norm = name + "q_norm.weight" in weights
+
+    @torch.inference_mode()
+    def decode(self, token: Tensor, position: Tensor, context: int) -> Tensor:
+        return self._run(token, position, self.length if self.static else context)
+
+    def _norm(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+
+    def _forward(self, token: Tensor, position: Tensor, context: int) -> Tensor:
+        n, heads, kv_heads, hd = len(token), self.heads, self.kv_heads, self.head_dim
+        rows = torch.arange(n, device=token.device)
+        hidden = torch.arange(context, device=token.device)[None] > position[:, None]
+        mask = torch.zeros(n, context, device=token.device).masked_fill_(hidden, float("-inf"))[:, None, None]
+        x = F.embedding(token, self.embedding)
+        for layer in self.layers:
+            qkv = F.linear(self._norm(x), layer.qkv, layer.qkv_bias).view(n, heads + 2 * kv_heads, hd)
+            qk, value = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
+            if self.has_qk_norm:
+                qk = self._norm(qk)
+            qk = qk * layer.cos[position] + qk.roll(hd // 2, -1) * layer.sin[position]
+            layer.keys[rows, :, position] = qk[:, heads:]
+            layer.values[rows, :, position] = value
+            query = qk[:, :heads].reshape(n, kv_heads, heads // kv_heads, hd)
+            scores = torch.matmul(query, layer.keys[:n, :, :context].transpose(-1, -2)) + mask
+            mixed = torch.matmul(scores.softmax(-1), layer.values[:n, :, :context])
+            x = torch.addmm(x, mixed.view(n, heads * hd), layer.out)
+            gate, up = F.linear(self._norm(x), layer.gate_up).chunk(2, -1)
+            x = torch.addmm(x, F.silu(gate) * up, layer.down)
+        return F.linear(self._norm(x), self.head)
+
+    @torch.inference_mode()
+    def prefill(self, token: Tensor, row: Tensor, slot: Tensor) -> None:
+        count, length = token.shape
+        heads, kv_heads, hd = self.heads, self.kv_heads, self.head_dim
+        x = F.embedding(token, self.embedding)
+        for index, layer in enumerate(self.layers):
+            qkv = F.linear(self._norm(x), layer.qkv, layer.qkv_bias).view(count, length, heads + 2 * kv_heads, hd)
+            qk, value = qkv[:, :, : heads + kv_heads], qkv[:, :, heads + kv_heads :].transpose(1, 2)
+            if self.has_qk_norm:
+                qk = self._norm(qk)
+            qk = qk * layer.cos[:length] + qk.roll(hd // 2, -1) * layer.sin[:length]
+            query, key = qk[:, :, :heads].transpose(1, 2), qk[:, :, heads:].transpose(1, 2)
+            layer.keys[slot, :, :length] = key[row]
+            layer.values[slot, :, :length] = value[row]
+            if index == len(self.layers) - 1:
+                return  # the last layer's output is not needed: decoding starts from the last prompt token
+            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0, enable_gqa=True)
+            x = x + mixed.transpose(1, 2).reshape(count, length, heads * hd) @ layer.out
+            gate, up = F.linear(self._norm(x), layer.gate_up).chunk(2, -1)
+            x = x + (F.silu(gate) * up) @ layer.down
+
+    @torch.inference_mode()
+    def copy(self, source: Tensor, target: Tensor, length: int) -> None:
+        for layer in self.layers:
+            layer.keys[target, :, :length] = layer.keys[source, :, :length]
+            layer.values[target, :, :length] = layer.values[source, :, :length]

@@ -1,0 +1,159 @@
+"""Every choice of the ScaleRL recipe as a typed option. Defaults quote the paper (arXiv 2510.13786, §3-4, §A)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from postgrad.core.config import Config
+from postgrad.core.models import ModelConfig
+from postgrad.engines.config import EngineConfig
+from postgrad.tasks.config import DataConfig
+
+
+class AlgorithmConfig(Config):
+    """What is optimised."""
+
+    prompts_per_batch: int = Field(default=48, ge=1)
+    """Groups in one training batch (paper: 48)."""
+    samples_per_prompt: int = Field(default=16, ge=2)
+    """Samples in a group, G (paper: 16)."""
+    loss: Literal["cispo", "grpo", "dapo", "gspo", "reinforce"] = "cispo"
+    """Off-policy correction of the policy gradient (paper §3.2: CISPO)."""
+    cap: float = Field(default=5.0, gt=0)
+    """ε of CISPO: the importance ratio is min(ρ, ε). The cap itself, not 1+ε (paper: 4, 5 and 8 are equivalent)."""
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    """ε⁻ of grpo, dapo and gspo."""
+    clip_high: float = Field(default=0.2, gt=0)
+    """ε⁺ of grpo and gspo; dapo's asymmetric value is 0.26."""
+    aggregation: Literal["prompt", "sample", "token"] = "prompt"
+    """Whose mean the loss is: prompts weigh the same (paper), samples do, or tokens do."""
+    advantage_norm: Literal["batch", "group", "none"] = "batch"
+    """Which standard deviation divides the centred rewards (paper: over the batch)."""
+    zero_variance: Literal["drop", "keep"] = "drop"
+    """Groups whose rewards are all equal carry no gradient: leave them out of the batch statistics (paper) or not."""
+    history_threshold: float | None = Field(default=0.9, gt=0, le=1)
+    """No-positive-resampling: a prompt whose pass rate ever reached this is not sampled again. None = off."""
+    truncated: Literal["exclude", "keep"] = "exclude"
+    """Samples cut off by the length limit are left out of the batch (paper) or trained on."""
+    reward: Literal["signed", "raw"] = "signed"
+    """`signed`: 2·score − 1, so that verifiable rewards are ±1 (paper). `raw`: the verifier's number."""
+    success_threshold: float = 1.0
+    """A sample passes when its score is at least this (pass rates, history, evaluation)."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature; the trainer's log-probs use the same one."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    fp32_head: bool = True
+    """Logits in fp32 on both generator and trainer (paper §3.2)."""
+
+
+class ScheduleConfig(Config):
+    """Who waits for whom (paper §3.1)."""
+
+    mode: Literal["pipeline", "ppo"] = "pipeline"
+    """`pipeline`: generation goes on while the trainer works and takes new weights in mid-sequence.
+    `ppo`: generate k batches, then k updates."""
+    k: int = Field(default=8, ge=1)
+    """Most versions that generation may lag behind (pipeline), or batches per phase (ppo). Paper: 8."""
+    update_cost_steps: int = Field(default=16, ge=0)
+    """Virtual duration of one update, in decode steps: how long the generator goes on with old weights."""
+
+
+class LengthConfig(Config):
+    """Prompt and completion lengths in tokens."""
+
+    max_prompt_tokens: int = Field(default=2048, ge=1)
+    """Longer prompts are dropped and counted."""
+    max_completion_tokens: int = Field(default=14336, ge=1)
+    """Limit on the completion, injected tokens included (paper: 12k thinking + 2k answer)."""
+    interrupt_min: int | None = Field(default=10240, ge=1)
+    """Shortest length at which thinking is interrupted by `interrupt_phrase`. None = no interruptions."""
+    interrupt_max: int = Field(default=12288, ge=1)
+    """Longest such length; each sample draws its own, uniformly (paper: 10k to 12k)."""
+    interrupt_phrase: str = (
+        "Okay, time is up. Let me stop thinking and formulate a final answer now. </think>"
+    )
+    """Injected text; its tokens are masked out of the loss."""
+    interrupt_unless: str = "</think>"
+    """No interruption once this single token was emitted (thinking is over). Ignored if it is not one token."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LengthConfig:
+        if self.interrupt_min is not None:
+            if self.interrupt_min > self.interrupt_max:
+                raise ValueError(
+                    f"interrupt_min {self.interrupt_min} is above interrupt_max {self.interrupt_max}; swap them"
+                )
+            if self.interrupt_max >= self.max_completion_tokens:
+                raise ValueError(
+                    f"interrupt_max {self.interrupt_max} leaves no room for an answer below max_completion_tokens "
+                    f"{self.max_completion_tokens}; lower it, or set interrupt_min = \"none\" for no interruptions"
+                )
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none(cls, data: object) -> object:
+        if isinstance(data, dict) and data.get("interrupt_min") in ("none", "off"):
+            return {**data, "interrupt_min": None}
+        return data
+
+
+class OptimizerConfig(Config):
+    """AdamW (paper §A: lr 5e-7 constant after 100 warm-up steps, eps 1e-15, weight decay 0.01)."""
+
+    lr: float = Field(default=5e-7, gt=0)
+    warmup_steps: int = Field(default=100, ge=0)
+    """Linear warm-up; constant afterwards."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    eps: float = Field(default=1e-15, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this global norm."""
+    micro_batch_tokens: int = Field(default=8192, ge=1)
+    """Most tokens in one forward pass. Changes memory and speed, never the loss."""
+
+
+class EvalConfig(Config):
+    """Held-out evaluation: mean@k with a 95 % interval clustered by prompt."""
+
+    every: int = Field(default=100, ge=0)
+    """Updates between evaluations; 0 = only before and after."""
+    prompts: int = Field(default=1000, ge=1)
+    """Held-out prompts used (paper: 1,000)."""
+    samples_per_prompt: int = Field(default=16, ge=1)
+    """k of mean@k (paper: 16)."""
+    temperature: float = Field(default=1.0, ge=0)
+    """0 = greedy."""
+
+
+class RunConfig(Config):
+    """Where and how often to write."""
+
+    checkpoint_every: int = Field(default=50, ge=1)
+    """Updates between checkpoints."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Latest checkpoints kept; older ones are removed."""
+    log_samples: int = Field(default=4, ge=0)
+    """Samples written to samples.jsonl per update."""
+
+
+class RLConfig(Config):
+    """`postgrad rl train`."""
+
+    seed: int = 0
+    """Fixes prompt order, sampling and initialisation."""
+    steps: int = Field(default=1000, ge=1)
+    """Updates of the policy."""
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    length: LengthConfig = Field(default_factory=LengthConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    engine: EngineConfig = Field(default_factory=EngineConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+    run: RunConfig = Field(default_factory=RunConfig)

@@ -1,0 +1,53 @@
+"""Which prompts, which verifier, which split."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from postgrad.core.config import Config
+
+
+class TaskConfig(Config):
+    """One source of prompts. `name` is a reasoning-gym data set, or any label when `path` is given."""
+
+    name: str
+    """Name of a reasoning-gym data set (`chain_sum`, `gcd`, …), or a label of your own when `path` is given."""
+    path: str | None = None
+    """JSONL, JSON, CSV or Parquet file, a directory saved by `datasets`, or a hub data set name with prompt and answer."""
+    reward: str | None = None
+    """`module:function` called as reward(prompt, completion) -> float. Default: the data set's own verifier
+    (reasoning-gym), or math-verify against the answer (files)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the reasoning-gym data set, such as {min_terms = 2, max_terms = 3}."""
+    size: int = Field(default=2000, ge=1)
+    """How many prompts to generate (reasoning-gym) or read at most (files)."""
+    weight: float = Field(default=1.0, gt=0)
+    """Share of this task in the prompt stream, relative to the other tasks."""
+    seed: int = 0
+    """Seed of the reasoning-gym generator."""
+    partial_credit: bool = False
+    """Use reasoning-gym's fractional scores. Off: 1 for a score of exactly 1.0, else 0 (its scorers give partial
+    credit to substrings)."""
+    prompt_column: str = "prompt"
+    """Column that holds the prompt text or the chat messages."""
+    answer_column: str = "answer"
+    """Column that holds the reference answer."""
+    split: str = "train"
+    """Split of a `datasets` source."""
+
+
+class DataConfig(Config):
+    """Prompts, verifiers and the held-out split."""
+
+    tasks: tuple[TaskConfig, ...] = ()
+    """The sources, mixed by weight."""
+    holdout_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Share of prompts kept for evaluation, chosen by a hash of their content: never trained on, in any run."""
+    verify_workers: int = Field(default=1, ge=1)
+    """Worker processes that run verifiers."""
+    verify_timeout_s: float = Field(default=5.0, gt=0)
+    """Seconds one verdict may take before its worker is replaced and the sample is counted as a timeout."""
+    instruction: str = ""
+    """Text put before each prompt (a system message for chat models), for example to ask for <answer> tags."""

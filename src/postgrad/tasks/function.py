@@ -1,0 +1,105 @@
+"""A reward of your own: `module:function` or `path/to/file.py:function`, called as reward(prompt, text)."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import cast
+
+from postgrad.core.errors import TaskError, nearest
+from postgrad.core.protocols import Verifier
+
+
+def load_function(spec: str) -> Verifier:
+    """The function that `spec` names.
+
+    It is imported here (up front, so that a mistake shows at once) and again in each worker process, so what
+    it keeps in module variables is not shared. Modules are found as Python finds them, and in the working
+    directory; a file may import its neighbours.
+
+    Raises:
+        TaskError: a malformed spec, a module or file that is missing or fails to import, no such attribute,
+        one
+            that cannot be called, or one that does not take two arguments.
+    """
+    source, _, attribute = spec.rpartition(":")
+    if not source or not attribute:
+        raise TaskError(
+            f"A reward is written module:function or path/to/file.py:function (received {spec!r}), "
+            "for example --data.tasks.reward my_rewards:score"
+        )
+    module = _import_file(Path(source), spec) if source.endswith(".py") else _import_module(source, spec)
+    if not hasattr(module, attribute):
+        public = [
+            name for name, value in vars(module).items() if callable(value) and not name.startswith("_")
+        ]
+        hint = nearest(attribute, public) if public else "It defines no function."
+        raise TaskError(f"Reward {spec!r}: {source} has no attribute {attribute!r}. {hint}")
+    function = getattr(module, attribute)
+    if not callable(function):
+        raise TaskError(f"Reward {spec!r}: {attribute} is a {type(function).__name__}, not a function.")
+    _check_signature(function, spec)
+    return cast(Verifier, function)
+
+
+def _import_module(name: str, spec: str) -> ModuleType:
+    _add_to_path(Path.cwd())
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise TaskError(
+                f"Reward {spec!r}: no module named {error.name!r}. Run from the directory that holds it, "
+                "set PYTHONPATH, or write path/to/file.py:function."
+            ) from None
+        raise _failed(spec, error) from error
+    except Exception as error:
+        raise _failed(spec, error) from error
+
+
+def _import_file(path: Path, spec: str) -> ModuleType:
+    if not path.is_file():
+        raise TaskError(f"Reward {spec!r}: no file {path} (looked in {Path.cwd()}).")
+    path = path.resolve()
+    name = f"postgrad_reward_{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    if module_spec is None or module_spec.loader is None:
+        raise TaskError(f"Reward {spec!r}: {path} cannot be imported as Python.")
+    module = importlib.util.module_from_spec(module_spec)
+    _add_to_path(path.parent)
+    sys.modules[name] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise _failed(spec, error) from error
+    return module
+
+
+def _add_to_path(directory: Path) -> None:
+    """Make `directory` importable, after everything that is already."""
+    if str(directory) not in sys.path:
+        sys.path.append(str(directory))
+
+
+def _failed(spec: str, error: Exception) -> TaskError:
+    return TaskError(f"Reward {spec!r} failed to import: {type(error).__name__}: {error}")
+
+
+def _check_signature(function: Callable[..., object], spec: str) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # a builtin without a signature: the call will tell
+    try:
+        signature.bind(None, "")
+    except TypeError:
+        raise TaskError(
+            f"Reward {spec!r} is called as reward(prompt, completion) -> float, but takes {signature}."
+        ) from None

@@ -1,0 +1,174 @@
+"""Rows of JSONL, JSON, CSV and Parquet files and of `datasets` sources, each with its place."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from postgrad.core.errors import ConfigError, DataError, nearest
+from postgrad.tasks.extras import require
+
+Row = tuple[str, dict[str, Any]]
+"""Where the row stands (`file.jsonl:12`, `name row 3`) and its columns."""
+
+HUB_OPTIONS = ("name", "revision", "data_dir", "data_files")
+"""Options that are passed on to `datasets.load_dataset`."""
+
+_MAX_CSV_FIELD_CHARACTERS = 2**27
+
+
+def read_rows(source: str, split: str, limit: int, options: Mapping[str, Any]) -> Iterator[Row]:
+    """At most `limit` rows of `source`.
+
+    Args:
+        source: a file ending in .jsonl, .ndjson, .json, .csv or .parquet; a directory saved by
+            `Dataset.save_to_disk`, or one that `datasets.load_dataset` reads; or a hub data set name.
+        split: of a `datasets` source.
+        limit: most rows that are read.
+        options: `HUB_OPTIONS`, for `datasets` sources only.
+
+    Raises:
+        DataError: nothing there, or not what its ending says; names file and line.
+        ConfigError: an option that the source does not have.
+        MissingExtraError: Parquet or `datasets` without the extra `data`.
+    """
+    path = Path(source).expanduser()
+    readers = {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+    reader = None if path.is_dir() else readers.get(path.suffix.lower())
+    if reader is None:
+        if path.is_file():
+            raise DataError(f"{path}: unknown ending {path.suffix!r}. Readable: {', '.join(readers)}.")
+        return islice(_datasets(source, path, split, options), limit)
+    if options:
+        raise ConfigError(
+            f"A file has no options (received {dict(options)!r}); they are for data sets by name."
+        )
+    if not path.is_file():
+        raise DataError(f"No file {path} (looked in {Path.cwd()}).")
+    return islice(_os_errors_named(reader(path), path), limit)
+
+
+def _os_errors_named(rows: Iterator[Row], path: Path) -> Iterator[Row]:
+    try:
+        yield from rows
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error}") from None
+
+
+def _jsonl(path: Path) -> Iterator[Row]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            place = f"{path}:{number}"
+            text = _decode(line, place)
+            if text.strip():
+                yield place, _json_object(text, place)
+
+
+def _decode(data: bytes, place: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place}: not UTF-8 text (byte {error.start + 1}: {error.reason}).") from None
+
+
+def _json_object(text: str, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{place}: not valid JSON ({error.msg}, column {error.colno}). Each line holds one object, such "
+            'as {"prompt": "2 + 2?", "answer": "4"}.'
+        ) from None
+    return _checked_object(row, place)
+
+
+def _checked_object(row: object, place: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise DataError(f"{place}: expected an object with named columns, found a {type(row).__name__}.")
+    return row
+
+
+def _json(path: Path) -> Iterator[Row]:
+    """A list of objects; or, as some data sets on the hub are named, one object per line."""
+    text = _decode(path.read_bytes(), str(path))
+    if not text.lstrip().startswith("["):
+        yield from _jsonl(path)
+        return
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno})."
+        ) from None
+    for number, row in enumerate(rows, start=1):
+        place = f"{path} row {number}"
+        yield place, _checked_object(row, place)
+
+
+def _csv(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(max(csv.field_size_limit(), _MAX_CSV_FIELD_CHARACTERS))
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for row in reader:
+                place = f"{path}:{reader.line_num}"
+                if None in row or None in row.values():
+                    width = len(reader.fieldnames or ())
+                    raise DataError(
+                        f"{place}: this row does not have the {width} columns that the header names."
+                    )
+                yield place, dict(row)
+        except csv.Error as error:
+            raise DataError(f"{path}:{reader.line_num}: not valid CSV ({error}).") from None
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}:{reader.line_num + 1}: not UTF-8 text ({error.reason}).") from None
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    purpose = f"Reading {path.name}"
+    parquet = require("pyarrow.parquet", package="pyarrow", extra="data", purpose=purpose)
+    arrow_error = require("pyarrow", package="pyarrow", extra="data", purpose=purpose).ArrowException
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path} row {number}", row
+    except arrow_error as error:
+        raise DataError(f"{path}: not a readable Parquet file ({error}).") from None
+
+
+def _datasets(source: str, path: Path, split: str, options: Mapping[str, Any]) -> Iterator[Row]:
+    for option in options:
+        if option not in HUB_OPTIONS:
+            raise ConfigError(f"A data set by name has no option {option!r}. {nearest(option, HUB_OPTIONS)}")
+    library = require(
+        "datasets", package="datasets", extra="data", purpose=f"Reading the data set {source!r}"
+    )
+    saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+    try:
+        dataset = (
+            library.load_from_disk(str(path))
+            if saved
+            else library.load_dataset(source, split=split, **options)
+        )
+    except Exception as error:  # offline, no such data set or split, a broken file: unrelated classes
+        advice = (
+            "Check the directory and the split."
+            if path.is_dir()
+            else "It is not a local file or directory, so it was looked up on the hub: check the name, the "
+            "split, and whether this machine is online; or download it and give its path."
+        )
+        raise DataError(
+            f"Cannot load {source!r} (split {split!r}): {type(error).__name__}: {error}\n  {advice}"
+        ) from None
+    if isinstance(dataset, library.DatasetDict):
+        if split not in dataset:
+            raise DataError(f"{source} has no split {split!r}. {nearest(split, dataset)}")
+        dataset = dataset[split]
+    return ((f"{source} row {number}", dict(row)) for number, row in enumerate(dataset, start=1))
