@@ -1,4 +1,5 @@
-"""The command line: it parses words and calls one function of `postgrad.commands`. `--help` never imports torch."""
+"""The command line: it parses words and calls one function of `postgrad.commands`. `--help` never imports
+torch."""
 
 from postgrad.cli.main import main
 

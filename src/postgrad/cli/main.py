@@ -85,6 +85,20 @@ def rl() -> None:
     """Reinforcement learning with verifiable rewards."""
 
 
+def _show_config(ctx: click.Context, _param: click.Parameter, asked: bool) -> None:
+    if asked and isinstance(ctx.command, DottedCommand):
+        click.echo(ctx.command.show_config(ctx))
+        ctx.exit()
+
+
+_help_config = click.option(
+    "--help-config",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_config,
+    help="List all options of a recipe and exit.",
+)
 _TASK_HELP = "Short for data.tasks: a reasoning-gym data set. May be given several times."
 
 
@@ -104,6 +118,7 @@ _TASK_HELP = "Short for data.tasks: a reasoning-gym data set. May be given sever
 @click.option(
     "--dry-run", is_flag=True, help="Show the resolved config and what would be done; write nothing."
 )
+@_help_config
 @click.pass_obj
 def rl_train(
     obj: dict[str, Any],
@@ -117,7 +132,8 @@ def rl_train(
 ) -> int:
     """Train a model on tasks that a program can verify.
 
-    RECIPE is a .toml file, the config.json of a run, or the name of a shipped recipe. Every option of the recipe can
+    RECIPE is a .toml file, the config.json of a run, or the name of a shipped recipe. Every option of the
+    recipe can
     also be given here, as in --optimizer.lr 1e-4.
     """
     _refuse_together(resume=resume, overwrite=overwrite, **{"from": from_run is not None and resume})
@@ -141,6 +157,7 @@ def rl_train(
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="MODEL [RECIPE] [--SECTION.KEY VALUE]...")
 @click.option("--task", "tasks", multiple=True, metavar="NAME", help=_TASK_HELP)
 @click.option("--json", "json_output", is_flag=True, help="Print one JSON object.")
+@_help_config
 @click.pass_obj
 def rl_eval(obj: dict[str, Any], words: tuple[str, ...], tasks: tuple[str, ...], json_output: bool) -> int:
     """Measure the pass rate of a model on held-out prompts.

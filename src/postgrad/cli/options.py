@@ -14,8 +14,8 @@ from postgrad.core.errors import ConfigError, nearest
 def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
     """The recipe (the one word that is neither an option nor its value), and the other words.
 
-    >>> split_words(["r.toml", "--steps", "5"]), split_words(["--steps", "5", "r.toml"]), split_words(["--steps=5"])
-    (('r.toml', ['--steps', '5']), ('r.toml', ['--steps', '5']), (None, ['--steps=5']))
+    >>> split_words(["--steps", "5", "r.toml"]), split_words(["--steps=5"])
+    (('r.toml', ['--steps', '5']), (None, ['--steps=5']))
     """
     recipe: str | None = None
     rest: list[str] = []
@@ -88,16 +88,19 @@ def check_overrides(words: Sequence[str], flags: Sequence[str]) -> dict[str, Any
     for key in overrides:
         dashed = key.replace("_", "-")
         if key.split(".")[0] in RLConfig.model_fields:
-            inside = [leaf for leaf in leaves if leaf.startswith(f"{key}.")]
+            inside = [f"--{leaf}" for leaf in leaves if leaf.startswith(f"{key}.")]
             if inside:
-                raise ConfigError(f"--{dashed} is a section, not an option. It has: {', '.join(inside)}.")
+                shown = ", ".join(inside[:6]) + (", … (see --help-config)" if len(inside) > 6 else "")
+                raise ConfigError(f"--{dashed} is a section, not an option. It has {shown}.")
             continue
         last = key.split(".")[-1]
-        elsewhere = [leaf for leaf in leaves if leaf.split(".")[-1] == last]
+        elsewhere = sorted(
+            (leaf for leaf in leaves if leaf.split(".")[-1] == last), key=lambda x: x.count(".")
+        )
         known = [*flags, *(f"--{leaf}" for leaf in leaves)]
         hint = f"Did you mean '--{elsewhere[0]}'?" if elsewhere else nearest(f"--{dashed}", known)
         if not hint.startswith("Did you mean"):
-            hint = "See --help for all options."
+            hint = "--help and --help-config list all options."
         raise ConfigError(f"Unknown option --{key if '.' in key else dashed}. {hint}")
     return overrides
 
@@ -122,8 +125,8 @@ def dotted_options() -> dict[str, list[tuple[str, str]]]:
 def describe_type(annotation: Any) -> str:
     """A type in one word, or the choices.
 
-    >>> describe_type(int), describe_type(Literal["a", "b"]), describe_type(float | None), describe_type(dict[str, int])
-    ('INT', 'a|b', 'FLOAT', 'TABLE')
+    >>> describe_type(Literal["a", "b"]), describe_type(float | None), describe_type(dict[str, int])
+    ('a|b', 'FLOAT', 'TABLE')
     """
     origin = get_origin(annotation)
     if origin is Literal:
@@ -142,8 +145,8 @@ def describe_type(annotation: Any) -> str:
 def describe_default(value: Any) -> str:
     """A default as one would type it.
 
-    >>> describe_default(5e-7), describe_default(None), describe_default(True), describe_default("a b"), describe_default(())
-    ('5e-07', 'none', 'true', 'a b', 'empty')
+    >>> describe_default(5e-7), describe_default(None), describe_default(True), describe_default(())
+    ('5e-07', 'none', 'true', 'empty')
     """
     if value is None:
         return "none"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from postgrad.cli.options import dotted_options, shipped_recipes
@@ -24,18 +22,28 @@ class HintingGroup(click.Group):
 
 
 class DottedCommand(click.Command):
-    """Lists the config's dotted options below its own, section by section."""
+    """Takes the dotted options of a config beside its own. They are listed by --help-config, not by --help,
+    because that needs the config classes, whose import takes longer than a help text may."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write all options."""
         super().format_options(ctx, formatter)
-        for section, rows in dotted_options().items():
-            with formatter.section(f"Config: {section}"):
-                formatter.write_dl(rows, col_max=34)
+        with formatter.section("Recipe options"):
+            formatter.write_text(
+                "--SECTION.KEY VALUE, such as --optimizer.lr 1e-4. --help-config lists them all."
+            )
         names = sorted(shipped_recipes())
         if names:
             with formatter.section("Shipped recipes"):
                 formatter.write_text(", ".join(names))
+
+    def show_config(self, ctx: click.Context) -> str:
+        """Every dotted option with its type, help and default, by section."""
+        formatter = ctx.make_formatter()
+        for section, rows in dotted_options().items():
+            with formatter.section(section):
+                formatter.write_dl(rows, col_max=34)
+        return formatter.getvalue().strip()
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Everything after a bare `--` is refused: there is nothing that it could mean."""
@@ -44,7 +52,3 @@ class DottedCommand(click.Command):
                 "A bare '--' has no meaning here. Options look like --optimizer.lr 1e-4.", ctx
             )
         return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
-        return super().invoke(ctx)

@@ -1,4 +1,5 @@
-"""Checkpoints of a run: directories `step_00000100/` that are complete or absent, whatever kills the writer."""
+"""Checkpoints of a run: directories `step_00000100/` that are complete or absent, whatever kills the
+writer."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ class Checkpoints:
         return final
 
     def prune(self, keep: int) -> list[Path]:
-        """Remove the oldest beyond the newest `keep` (at least 1); returns those that could not be removed."""
+        """Remove the oldest beyond the newest `keep` (at least 1); returns those that could not be
+        removed."""
         failed: list[Path] = []
         for _, path in self.all()[: -max(1, keep)]:
             try:
@@ -62,7 +64,8 @@ class Checkpoints:
         return failed
 
     def discard(self, checkpoint: Path) -> None:
-        """Rename, then remove: a kill in between must not leave something that looks complete. Raises OSError."""
+        """Rename, then remove: a kill in between must not leave something that looks complete. Raises
+        OSError."""
         doomed = checkpoint.with_name(f".tmp-{checkpoint.name}")
         remove_tree(doomed)
         checkpoint.rename(doomed)
@@ -75,7 +78,8 @@ class Checkpoints:
                 self.discard(path)
 
     def clean(self) -> None:
-        """Remove what a killed writer left; put back a checkpoint that was about to be replaced. Raises OSError."""
+        """Remove what a killed writer left; put back a checkpoint that was about to be replaced. Raises
+        OSError."""
         self.root.mkdir(exist_ok=True)
         for old in self.root.glob(".old-*"):
             final = self.root / old.name.removeprefix(".old-")

@@ -1,6 +1,7 @@
 """Figures of a report: data first (its CSV), then an SVG that reads well on light and on dark paper.
 
-A room describes a figure as columns and lines; matplotlib (extra `report`) draws it, with CSS variables as colours.
+A room describes a figure as columns and lines; matplotlib (extra `report`) draws it, with CSS variables as
+colours.
 """
 
 from __future__ import annotations

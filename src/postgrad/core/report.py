@@ -1,6 +1,7 @@
 """report.html: one page that holds everything about a run, opens anywhere and asks nothing of the network.
 
-What it shows comes from the metric keys (see `core.glossary`); a room may hand over headlines and figures of its own.
+What it shows comes from the metric keys (see `core.glossary`); a room may hand over headlines and figures
+of its own.
 Rows of samples.jsonl that the sample browser understands (all optional):
 
     step, phase ("before", "after", "train"), task, prompt_id, prompt, answer, completion, correct (bool),
@@ -35,7 +36,7 @@ from postgrad.core.figures import (
     to_svg,
 )
 from postgrad.core.glossary import explain
-from postgrad.core.report_samples import sample_groups
+from postgrad.core.report_samples import sample_groups, script_json
 from postgrad.core.run import Run
 from postgrad.core.runfiles import explain_os_error, replace_file
 
@@ -104,7 +105,7 @@ def write_report(
         areas=_by_area(tiles),
         svgs=svgs,
         missing=missing,
-        samples_json=_script_json(groups),
+        samples_json=script_json(groups),
         num_samples=num_samples,
         num_all_samples=len(all_samples),
         sample_tasks=sorted({group["task"] for group in groups if group["task"]}),
@@ -116,7 +117,7 @@ def write_report(
     )
     try:
         _write_figures(run.path / "figures", [*large, *(tile.figure for tile in tiles if tile.figure)], svgs)
-        replace_file(run.path / "report.html", page.encode())
+        replace_file(run.path / "report.html", page.encode("utf-8", "replace"))
     except OSError as error:
         raise RunError(f"Cannot write the report. {explain_os_error(error, run.path)}") from error
     return run.path / "report.html"
@@ -143,11 +144,12 @@ def numbers(values: Sequence[Any]) -> list[float]:
     return [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
 
 
-# -- what the metric keys say ------------------------------------------------------------------------------------
+# -- what the metric keys say ------------------------------------------------------------------------------
 
 
 def default_headlines(steps: Sequence[int], series: Series) -> list[Headline]:
-    """Held-out pass rates before and after, then steps, tokens, time and speed, as far as they were logged."""
+    """Held-out pass rates before and after, then steps, tokens, time and speed, as far as they were
+    logged."""
     found: list[Headline] = []
     rates = ["eval/pass_rate", *sorted(key for key in series if re.fullmatch(r"eval/.+/pass_rate", key))]
     for key in rates:
@@ -213,7 +215,10 @@ def default_figures(steps: Sequence[int], series: Series) -> list[Figure]:
         return []
     caption = " ".join(explain(line.y).replace(" (0 to 1)", "") for line in lines)
     if "rollout/pass_rate" in columns:
-        caption += " The training line leans on the prompts that the curriculum still serves, so the two need not meet."
+        caption += (
+            " The training line leans on the prompts that the curriculum still serves, "
+            "so the two need not meet."
+        )
     return [
         Figure("pass_rate", "Pass rate", caption, columns, "step", tuple(lines), x_label="step", percent=True)
     ]
@@ -293,7 +298,7 @@ def _by_area(tiles: Sequence[Tile]) -> list[tuple[str, str, list[Tile]]]:
     return found
 
 
-# -- the page ----------------------------------------------------------------------------------------------------
+# -- the page ----------------------------------------------------------------------------------------------
 
 
 def _draw_all(large: Sequence[Figure], tiles: Sequence[Tile]) -> dict[str, str]:
@@ -311,9 +316,11 @@ def _write_figures(directory: Path, figures: Sequence[Figure], svgs: Mapping[str
     if figures:
         directory.mkdir(exist_ok=True)
     for figure in figures:
-        (directory / f"{figure.name}.csv").write_text(to_csv(figure), encoding="utf-8")
+        (directory / f"{figure.name}.csv").write_bytes(to_csv(figure).encode("utf-8", "replace"))
         if figure.name in svgs:
-            (directory / f"{figure.name}.svg").write_text(standalone(svgs[figure.name]), encoding="utf-8")
+            (directory / f"{figure.name}.svg").write_bytes(
+                standalone(svgs[figure.name]).encode("utf-8", "replace")
+            )
 
 
 def _run_facts(run: Run, steps: Sequence[int], series: Series) -> dict[str, Any]:
@@ -385,7 +392,7 @@ def _render(**context: Any) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["percent"] = _percent
+    cast("dict[str, Any]", environment.filters)["percent"] = _percent
     for name in ("script", "samples_json"):
         context[name] = Markup(context[name])
     context["svgs"] = {name: Markup(svg) for name, svg in context["svgs"].items()}
@@ -399,14 +406,6 @@ def _percent(share: float) -> str:
 
 def _resource(name: str) -> str:
     return resources.files("postgrad.core").joinpath(name).read_text(encoding="utf-8")
-
-
-def _script_json(data: Any) -> str:
-    """JSON that cannot end the script element that holds it."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
 
 
 def _seconds_between(started: Any, ended: Any) -> float | None:

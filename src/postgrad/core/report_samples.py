@@ -1,13 +1,15 @@
-"""Which samples a report shows: pairs from before and after first, then an even spread, within a size limit."""
+"""Which samples a report shows: pairs from before and after first, then an even spread, within a size
+limit."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 MAX_SAMPLES = 400
 MAX_TEXT = 6_000
-MAX_TOTAL_TEXT = 1_500_000
+MAX_TOTAL_BYTES = 1_800_000
 PER_PROMPT = 12
 
 
@@ -18,7 +20,8 @@ def sample_groups(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any
         rows: of samples.jsonl (keys: see `core.report`).
 
     Returns:
-        Groups `{task, prompt, answer, samples: [{step, completion, correct, …}]}` and the number of samples in them.
+        Groups `{task, prompt, answer, samples: [{step, completion, correct, …}]}` and the number of samples
+        in them.
         Prompts seen at several steps come first; each group is ordered by step.
     """
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
@@ -31,16 +34,28 @@ def sample_groups(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any
 
     chosen: list[dict[str, Any]] = []
     num_samples = 0
-    budget = MAX_TOTAL_TEXT
+    budget = MAX_TOTAL_BYTES
     for group in [*several, *_evenly(single, MAX_SAMPLES)]:
         picked = _group(group)
-        size = len(picked["prompt"]) + sum(len(sample["completion"]) for sample in picked["samples"])
+        size = len(script_json(picked).encode())
         if num_samples + len(picked["samples"]) > MAX_SAMPLES or size > budget:
             continue
         chosen.append(picked)
         num_samples += len(picked["samples"])
         budget -= size
     return chosen, num_samples
+
+
+def script_json(data: Any) -> str:
+    """JSON that cannot end the script element that holds it.
+
+    >>> script_json("</script>")
+    '"\\\\u003c/script\\\\u003e"'
+    """
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
 
 
 def _evenly(items: list[Any], count: int) -> list[Any]:
@@ -55,7 +70,7 @@ def _group(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ordered = [*ordered[: PER_PROMPT // 2], *ordered[-PER_PROMPT // 2 :]]
     first = ordered[0]
     return {
-        "task": str(first.get("task", "")),
+        "task": _cut(first.get("task")),
         "prompt": _cut(first.get("prompt", "")),
         "answer": _cut(first.get("answer")),
         "samples": [_sample(row) for row in ordered],
@@ -86,10 +101,11 @@ def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_correct(row: Mapping[str, Any]) -> bool | None:
-    """Whether a sample passed: `correct` if given, else from `score` (at least 1) or `reward` (above 0); None: unknown.
+    """Whether a sample passed: `correct` if given, else from `score` (at least 1) or `reward` (above 0);
+    None: unknown.
 
-    >>> is_correct({"correct": True}), is_correct({"reward": -1.0}), is_correct({"score": 1.0}), is_correct({})
-    (True, False, True, None)
+    >>> is_correct({"correct": True}), is_correct({"reward": -1.0}), is_correct({})
+    (True, False, None)
     """
     if isinstance(row.get("correct"), bool):
         return row["correct"]

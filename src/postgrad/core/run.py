@@ -74,7 +74,7 @@ class Run:
         self._samples = LineFile(path / "samples.jsonl")
         self._checkpoints = Checkpoints(path / "checkpoints")
 
-    # -- ways in -------------------------------------------------------------------------------------------------
+    # -- ways in -------------------------------------------------------------------------------------------
 
     @classmethod
     def create(
@@ -99,7 +99,8 @@ class Run:
             command: the command line, as `sys.argv` has it.
             kind: what the run is, such as `rl.train`.
             seed: of the run.
-            overwrite: throw an earlier run in `path` away. A directory that is no run is refused all the same.
+            overwrite: throw an earlier run in `path` away. A directory that is no run is refused all the
+            same.
             device: where it computes, in words.
             headline: (key, label, format spec) of the metrics shown on the console, such as
                 `("rollout/pass_rate", "pass", ".1%")`; default: the first few.
@@ -199,7 +200,7 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {self.info.get('kind')}, {self.status})"
 
-    # -- reading -------------------------------------------------------------------------------------------------
+    # -- reading -------------------------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
@@ -240,14 +241,15 @@ class Run:
         """(step, directory) of the newest checkpoint, or None."""
         return self._checkpoints.latest()
 
-    # -- writing -------------------------------------------------------------------------------------------------
+    # -- writing -------------------------------------------------------------------------------------------
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append one line of metrics and show it on the console.
 
         Args:
             step: of the loop; several calls may have the same one.
-            metrics: `area/name` → number, list of numbers or text; NumPy and torch scalars are fine. Non-finite
+            metrics: `area/name` → number, list of numbers or text; NumPy and torch scalars are fine.
+            Non-finite
                 numbers are written as null, and counted in `nonfinite/count` of the same line.
 
         Raises:
@@ -269,7 +271,8 @@ class Run:
         self._console.step(int(step), row)
 
     def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append samples; see `core.report` for the keys that the sample browser knows. Raises RunError as `log`."""
+        """Append samples; see `core.report` for the keys that the sample browser knows. Raises RunError as
+        `log`."""
         plain = [
             {"step": int(step), **{key: to_plain(value)[0] for key, value in row.items()}} for row in rows
         ]
@@ -306,7 +309,8 @@ class Run:
         return final
 
     def truncate_after(self, step: int) -> None:
-        """Forget everything later than `step` (checkpoints, metrics, samples), so that a replay writes the same files.
+        """Forget everything later than `step` (checkpoints, metrics, samples), so that a replay writes the
+        same files.
 
         Each file is replaced atomically, and a second call does no harm, so a kill in between costs nothing.
 
@@ -320,7 +324,8 @@ class Run:
         self.info["last_step"] = self.last_step
 
     def finish(self, status: RunStatus = "finished") -> None:
-        """Write the final status, let go of the lock. A second call does nothing. Raises RunError (full disk)."""
+        """Write the final status, let go of the lock. A second call does nothing. Raises RunError (full
+        disk)."""
         if self._lock is None:
             return
         self._console.close()
@@ -334,7 +339,7 @@ class Run:
             self._lock.release()
             self._lock = None
 
-    # -- inside --------------------------------------------------------------------------------------------------
+    # -- inside --------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _writable(self) -> Generator[None]:
@@ -400,7 +405,8 @@ def _summarise(path: Path) -> RunSummary:
     try:
         run = Run.open(path)
         rows = run.metrics()
-        last_eval = next((row for row in reversed(rows) if row.get("eval/pass_rate") is not None), {})
+        evaluated = [row for row in rows if row.get("eval/pass_rate") is not None]
+        last_eval: dict[str, Any] = evaluated[-1] if evaluated else {}
         return RunSummary(
             path=path,
             kind=str(run.info.get("kind", "")),
@@ -423,14 +429,13 @@ def _clear_for_new_run(path: Path, overwrite: bool) -> None:
     if not leftovers:
         return
     if not (path / "run.json").exists():
-        raise RunError(
-            f"{path} is not empty and holds no run ({', '.join(leftovers[:3])}{', …' if len(leftovers) > 3 else ''}).\n"
-            "  Choose another name with --out."
-        )
+        some = ", ".join(leftovers[:3]) + (", …" if len(leftovers) > 3 else "")
+        raise RunError(f"{path} is not empty and holds no run ({some}).\n  Choose another name with --out.")
     if not overwrite:
         raise RunError(
             f"{path} already holds a run.\n"
-            "  Go on with it: --resume.  Keep it: choose another name with --out.  Throw it away: --overwrite."
+            "  Go on with it: --resume.  Keep it: choose another name with --out.  "
+            "Throw it away: --overwrite."
         )
     for name in _OWN_NAMES:
         remove_tree(path / name)

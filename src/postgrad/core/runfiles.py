@@ -1,6 +1,7 @@
 """Durable file work for a run directory: a lock, appends that leave no half line, atomic replacement.
 
-Everything here raises `OSError`; `core.run` turns it into a `RunError` with the next step in it (`explain_os_error`).
+Everything here raises `OSError`; `core.run` turns it into a `RunError` with the next step in it
+(`explain_os_error`).
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ if hasattr(os, "register_at_fork"):
 
 
 class DirectoryLock:
-    """Exclusive use of a directory through `flock` on its `.lock` file; the system releases it upon any death.
+    """Exclusive use of a directory through `flock` on its `.lock` file; the system releases it upon any
+    death.
 
     Where `flock` does not exist (Windows, some network file systems) there is no protection.
     """
@@ -44,7 +46,8 @@ class DirectoryLock:
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
-        """Take the lock. Raises RunError with the holder's pid if another process has it, OSError otherwise."""
+        """Take the lock. Raises RunError with the holder's pid if another process has it, OSError
+        otherwise."""
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         # A reader that asks `is_locked` holds the lock for an instant, hence the few attempts.
         for attempt in range(5):
@@ -159,7 +162,8 @@ class LineFile:
                     row = None
                 if not isinstance(row, dict):
                     raise RunError(
-                        f"{self.path}, line {number} is damaged: not a JSON object. Delete that line to go on."
+                        f"{self.path}, line {number} is damaged: not a JSON object. "
+                        "Delete that line to go on."
                     )
                 yield line, cast("dict[str, Any]", row)
 
@@ -280,7 +284,10 @@ def explain_os_error(error: OSError, path: Path) -> str:
     """What happened and what to do, in one or two lines."""
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{reason}: {path}.\n  Free some space and go on with --resume, or put the run elsewhere with --out."
+        return (
+            f"{reason}: {path}.\n"
+            "  Free some space and go on with --resume, or put the run elsewhere with --out."
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{reason}: {path} cannot be written.\n  Choose a directory of your own with --out."
     if error.errno in (errno.ENOTDIR, errno.EEXIST):

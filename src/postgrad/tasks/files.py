@@ -52,8 +52,7 @@ class FileTask:
 
         Raises:
             DataError: an empty or unreadable source, a missing column, an unusable prompt or a missing
-            answer; names
-                the file and the line (or row).
+                answer; names the file and the line (or row).
         """
         if self._prompts is None:
             config = self._config

@@ -25,8 +25,7 @@ def load_function(spec: str) -> Verifier:
 
     Raises:
         TaskError: a malformed spec, a module or file that is missing or fails to import, no such attribute,
-        one
-            that cannot be called, or one that does not take two arguments.
+            one that cannot be called, or one that does not take two arguments.
     """
     source, _, attribute = spec.rpartition(":")
     if not source or not attribute:

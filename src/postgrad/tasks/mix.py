@@ -45,7 +45,8 @@ class PromptStream:
 
     Tasks are chosen by smooth weighted round robin, without random numbers: at each draw every task with
     prompts left is credited its share, the largest credit is drawn and pays one. So after t draws a task of
-    share w has had w·t draws to within max(1, tasks − 1), at every t.
+    share w has had w·t draws to within max(1, tasks − 1), at every t, while
+    no task runs out.
 
     `remove` takes a prompt out for good (no-positive-resampling). A task without prompts left passes its
     share to the others.
@@ -91,6 +92,11 @@ class PromptStream:
     def num_active(self) -> int:
         """Prompts that have not been removed, over all tasks."""
         return sum(self._num_left.values())
+
+    @property
+    def num_removed(self) -> int:
+        """Prompts that have been removed, over all tasks."""
+        return len(self._removed)
 
     def next(self) -> Prompt | None:
         """The next prompt, or None when all have been removed (the caller decides what that means)."""

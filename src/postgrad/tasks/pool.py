@@ -19,12 +19,13 @@ from typing import Any
 from postgrad.core.errors import ConfigError, TaskError, nearest
 from postgrad.core.types import Prompt, Verdict
 from postgrad.tasks.config import TaskConfig
-from postgrad.tasks.process import START_S, WorkerProcess
+from postgrad.tasks.process import ENDED_BY_ALARM, START_S, WorkerProcess
 
 _MAX_CHUNK_ITEMS = 128
 _MAX_CHUNK_BYTES = 2**18
 _MAX_FAILURES_PER_WORKER = 3
 _GRACE_S = 1.0
+_ALARM_SLACK_S = 1.0
 _MAX_WAIT_S = 1.0
 
 
@@ -35,8 +36,7 @@ class VerifierPool:
     without a score, never a 0, an exception or a hang:
 
     - it took longer: status `timeout`; the worker is killed and replaced (a verdict that arrives late counts
-    as a
-      timeout too, so the status does not depend on when the parent looked);
+      as a timeout too, so the status does not depend on when the parent looked);
     - its worker died on it (`os._exit`, segmentation fault, out of memory): `error`, with how it ended;
     - the verifier raised, returned no number, or could not be loaded: `error`, with the text;
     - it returned NaN or an infinity: `non_finite`.
@@ -142,14 +142,14 @@ class VerifierPool:
             events = self._selector.select(0)
         for worker in list(self._workers):
             if worker.seconds_left(self._timeout_s) < 0:
-                self._replace(worker, "timeout", f"no verdict within {self._timeout_s:g} s")
+                self._replace(worker, overdue=True)
         self._dispatch()
 
     def _read(self, worker: WorkerProcess) -> None:
         """Take in one message of `worker`."""
         message = worker.receive()
         if message is None:
-            self._replace(worker, "error", "")
+            self._replace(worker, overdue=False)
             return
         kind, *values = message
         if kind == "ready":
@@ -189,27 +189,26 @@ class VerifierPool:
         return tickets
 
     def _start_worker(self) -> None:
-        worker = WorkerProcess(self._tasks, item_s=2 * self._timeout_s + 10)
+        worker = WorkerProcess(self._tasks, item_s=self._timeout_s + _ALARM_SLACK_S)
         self._workers.append(worker)
         self._selector.register(worker.connection, selectors.EVENT_READ, worker)
 
-    def _replace(self, worker: WorkerProcess, status: str, detail: str) -> None:
+    def _replace(self, worker: WorkerProcess, *, overdue: bool) -> None:
         """Kill a worker that died or is overdue, settle its current item, and start another.
 
         A chunk that the worker never began is handed out again whole, without blame.
         """
         self._selector.unregister(worker.connection)
         self._workers.remove(worker)
-        ended = worker.kill(grace_s=0.0 if status == "timeout" else _GRACE_S)
+        ended = worker.kill(grace_s=0.0 if overdue else _GRACE_S)
         if worker.tickets and worker.begun:
-            verdict = (
-                Verdict(None, "timeout", detail)
-                if status == "timeout"
-                else Verdict(None, "error", f"the verifier's process died ({ended})")
-            )
+            if overdue or ended == ENDED_BY_ALARM:
+                verdict = Verdict(None, "timeout", f"no verdict within {self._timeout_s:g} s")
+            else:
+                verdict = Verdict(None, "error", f"the verifier's process died ({ended})")
             self._finish(worker.tickets.popleft(), verdict)
         elif worker.tickets or not worker.ready:
-            self._count_failure(ended, overdue=status == "timeout")
+            self._count_failure(ended, overdue=overdue)
         self._queue.extendleft(reversed(worker.tickets))
         self._start_worker()
 

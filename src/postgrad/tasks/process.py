@@ -19,6 +19,9 @@ from postgrad.tasks.config import TaskConfig
 START_S = 120.0
 """Most seconds for starting a worker: importing reasoning-gym from a cold network disk takes long."""
 
+ENDED_BY_ALARM = "signal SIGALRM"
+"""How a worker ends that judged one item for too long while the parent was busy, or gone."""
+
 _BOOT = """
 import json, sys
 settings = json.loads(sys.argv[1])
@@ -41,7 +44,7 @@ class WorkerProcess:
         tickets: items sent and not yet answered, in order.
         ready: the verifiers are built.
         begun: it has received the chunk, and works on `tickets[0]`.
-        since: `time.monotonic()` at which it was started, was sent a chunk, or was seen to go on to `tickets[0]`.
+        since: `time.monotonic()` of its start, of its chunk, or when it was seen to go on to `tickets[0]`.
     """
 
     def __init__(self, tasks: Sequence[TaskConfig], item_s: float) -> None:

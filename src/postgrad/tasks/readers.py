@@ -111,21 +111,18 @@ def _json(path: Path) -> Iterator[Row]:
 
 def _csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(max(csv.field_size_limit(), _MAX_CSV_FIELD_CHARACTERS))
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
+    with path.open("rb") as file:
+        lines = (_decode(line, f"{path}:{number}") for number, line in enumerate(file, start=1))
+        table = csv.DictReader(lines, strict=True)
         try:
-            for row in reader:
-                place = f"{path}:{reader.line_num}"
+            for row in table:
+                place = f"{path}:{table.line_num}"
                 if None in row or None in row.values():
-                    width = len(reader.fieldnames or ())
-                    raise DataError(
-                        f"{place}: this row does not have the {width} columns that the header names."
-                    )
+                    width = len(table.fieldnames or ())
+                    raise DataError(f"{place}: this row does not have the {width} columns of the header.")
                 yield place, dict(row)
         except csv.Error as error:
-            raise DataError(f"{path}:{reader.line_num}: not valid CSV ({error}).") from None
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}:{reader.line_num + 1}: not UTF-8 text ({error.reason}).") from None
+            raise DataError(f"{path}:{table.reader.line_num}: not valid CSV ({error}).") from None
 
 
 def _parquet(path: Path) -> Iterator[Row]:

@@ -1,9 +1,8 @@
 """The process that runs verifiers; started by `pool`, one per worker. Imports no torch.
 
 It serves chunks of pickled items over one pipe, answers item by item, and exits when the pipe closes, however
-the parent ended. While it judges, an alarm that nobody handles stands by: an item that never returns outlives
-neither the pool's time limit (the parent kills the process) nor a parent that was killed itself (the alarm
-does).
+the parent ended. An item that never returns is ended from two sides: the parent kills the process at its time
+limit, and shortly after that an alarm does, should the parent be busy with something else or be gone.
 """
 
 from __future__ import annotations
@@ -38,8 +37,7 @@ def main(settings: Mapping[str, Any]) -> None:
 
     Args:
         settings: `fd`, the pipe; `tasks`, one TaskConfig as a dict per task; `start_s`, most seconds for
-        building
-            the verifiers; `item_s`, most seconds for one item when the parent is gone.
+            building the verifiers; `item_s`, most seconds for one item if the parent does not act.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

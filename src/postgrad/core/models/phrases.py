@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,53 +20,85 @@ if TYPE_CHECKING:
 
 PAD, END, THINK, END_THINK = "<|pad|>", "<|end|>", "<think>", "</think>"
 _NUM_FIXED = 256 + 4
-_ATOM = re.compile(r"\d| ?[A-Za-z]+|[\s\S]")
 _LETTER = "[A-Za-z]"
+_ATOM = re.compile(rf"\d| ?{_LETTER}{{2,}}|[\s\S]")
+_BRANCH, _FIXED, _LETTERS_AROUND_DIGIT = 0.2, 0.9, 10
+_Place = tuple[int, int]
+"""(index of a text, index of an atom in it)."""
 
 
 def learn_phrases(texts: Sequence[str], num_phrases: int, min_share: float = 0.002) -> list[str]:
     """The phrases and words that save the most tokens.
 
+    A phrase starts at the beginning of a text or where another one ended, and grows by the next atom for as long as
+    that atom follows in at least `_BRANCH` of its occurrences (`_FIXED` for a digit or a letter, which is then part of
+    the template and not of the question).
+
     Args:
         texts: prompts and answers of the demonstrations.
         num_phrases: most phrases returned.
-        min_share: atoms and phrases in a smaller share of the texts than this are left to the bytes.
+        min_share: words and phrases in a smaller share of the texts than this are left to the bytes.
 
     Returns:
         Phrases, those that save most first; ties in alphabetical order, so the result is a function of `texts` alone.
     """
-    atoms_of = [_ATOM.findall(text) for text in texts]
+    corpus = [_ATOM.findall(text) for text in texts]
     least = max(2.0, min_share * len(texts))
-    atom_counts = Counter(atom for atoms in atoms_of for atom in atoms)
-    common = {atom for atom, count in atom_counts.items() if count >= least and not atom.isdigit()}
-    run_counts: Counter[tuple[str, ...]] = Counter()
-    for atoms in atoms_of:
-        run_counts.update(_runs(atoms, common))
-    saved = Counter({atom: atom_counts[atom] * (len(atom.encode()) - 1) for atom in common})
-    for run, count in run_counts.items():
-        if count >= least and len(run) > 1:
-            saved["".join(run)] += count * (len(run) - 1)
+    saved: Counter[str] = Counter()
+    starts: list[_Place] = [(text, 0) for text in range(len(corpus))]
+    while starts:
+        ends: list[_Place] = []
+        for places in _by_next_atom(corpus, starts).values():
+            ends += _grow(corpus, places, 1, least, saved)
+        starts = ends
     ranked = sorted((-amount, phrase) for phrase, amount in saved.items() if amount > 0)
     return [phrase for _, phrase in ranked[:num_phrases]]
 
 
-def _runs(atoms: Iterable[str], common: set[str]) -> list[tuple[str, ...]]:
-    """Maximal runs of common atoms.
+def _by_next_atom(corpus: Sequence[list[str]], places: Sequence[_Place]) -> dict[str, list[_Place]]:
+    """Places grouped by the atom that stands there; those at the end of their text are left out."""
+    groups: dict[str, list[_Place]] = {}
+    for text, position in places:
+        if position < len(corpus[text]):
+            groups.setdefault(corpus[text][position], []).append((text, position))
+    return groups
 
-    >>> _runs(["a", "b", "7", "a"], {"a", "b"})
-    [('a', 'b'), ('a',)]
-    """
-    runs: list[tuple[str, ...]] = []
-    current: list[str] = []
-    for atom in atoms:
-        if atom in common:
-            current.append(atom)
-        elif current:
-            runs.append(tuple(current))
-            current = []
-    if current:
-        runs.append(tuple(current))
-    return runs
+
+def _grow(
+    corpus: Sequence[list[str]], places: Sequence[_Place], length: int, least: float, saved: Counter[str]
+) -> list[_Place]:
+    """Grow the phrase of `length` atoms that stands at `places`; adds to `saved`, returns where its forms end."""
+    text, position = places[0]
+    atoms = corpus[text][position : position + length]
+    if _is_payload(atoms[0]):
+        return [(text, position + 1) for text, position in places]
+    stopped: list[_Place] = []
+    ends: list[_Place] = []
+    count = len(places)
+    following = _by_next_atom(corpus, [(text, position + length) for text, position in places])
+    for atom, nexts in following.items():
+        share = _FIXED if _is_payload(atom) else _BRANCH
+        if len(nexts) >= max(least, share * len(places)):
+            grown = [(text, position - length) for text, position in nexts]
+            ends += _grow(corpus, grown, length + 1, least, saved)
+            count -= len(grown)
+        else:
+            stopped += nexts
+    phrase = "".join(atoms)
+    if count >= least and _is_template(phrase):
+        saved[phrase] += count * (len(phrase.encode()) - 1)
+    return ends + stopped
+
+
+def _is_payload(atom: str) -> bool:
+    """Whether an atom looks like a part of the question rather than of its template: a digit or a single letter."""
+    return len(atom) == 1 and atom.isalnum()
+
+
+def _is_template(phrase: str) -> bool:
+    """Phrases with a digit need enough letters around it; otherwise the digit stays a token of its own."""
+    has_digit = any(c.isdigit() for c in phrase)
+    return not has_digit or sum(c.isalpha() for c in phrase) >= _LETTERS_AROUND_DIGIT
 
 
 def _pattern(phrases: Sequence[str]) -> str:
@@ -82,7 +114,7 @@ def _pattern(phrases: Sequence[str]) -> str:
         return before + body + after
 
     longest_first = sorted(phrases, key=lambda phrase: (-len(phrase), phrase))
-    return "|".join([*map(literal, longest_first), r"\d", rf" ?{_LETTER}+", r"[\s\S]"])
+    return "|".join([*map(literal, longest_first), r"\d", rf" ?{_LETTER}{{2,}}", r"[\s\S]"])
 
 
 def build_tokenizer(texts: Sequence[str], vocab_size: int, context_length: int) -> PreTrainedTokenizerFast:

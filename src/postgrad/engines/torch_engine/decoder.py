@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from postgrad.core.errors import EngineError
 from postgrad.core.models.head import fp32_head
+from postgrad.core.models.masks import additive_mask, attention_layout
 
 
 class Decoder(Protocol):
@@ -91,20 +92,8 @@ class HFDecoder:
         fp32_head(self.module, fp32_logits)
         if self.module.config._attn_implementation != "eager":
             self.module.set_attn_implementation("sdpa")
-        text_config = module.config.get_text_config()
-        layer_types = getattr(text_config, "layer_types", None)
-        window = getattr(text_config, "sliding_window", None)
-        if layer_types is None:
-            layer_types = ["sliding_attention" if window else "full_attention"] * text_config.num_hidden_layers
-        unknown = set(layer_types) - {"full_attention", "sliding_attention"}
-        if unknown:
-            raise EngineError(
-                f"The torch engine keeps one KV cache entry per token; {type(module).__name__} has layers of type "
-                f"{', '.join(sorted(unknown))}, which do not. Use a model with full or sliding attention."
-            )
-        self.kinds = sorted(set(layer_types))
-        self.window = int(window or 0)
-        self.layers = [_SlotLayer(slots, length) for _ in layer_types]
+        self.layout = attention_layout(module.config)
+        self.layers = [_SlotLayer(slots, length) for _ in range(self.layout.num_layers)]
         self.cache = Cache(layers=list(self.layers))
         self.device, self.dtype = module.device, module.dtype
         self._parameters = self.module.state_dict(keep_vars=True)
@@ -123,16 +112,9 @@ class HFDecoder:
         return output.logits[:, -1]
 
     def _mask(self, position: Tensor, context: int) -> Tensor | dict[str, Tensor]:
-        key = torch.arange(context, device=position.device)[None]
-        seen = key <= position[:, None]
-        masks = {"full_attention": seen, "sliding_attention": seen & (key > position[:, None] - self.window)}
-        low = torch.finfo(self.dtype).min
-        additive = {
-            kind: torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill_(~mask, low)[:, None, None]
-            for kind, mask in masks.items()
-            if kind in self.kinds
-        }
-        return additive[self.kinds[0]] if len(self.kinds) == 1 else additive
+        distance = position[:, None] - torch.arange(context, device=position.device)
+        distance = distance[:, None, None]  # [n, heads, query, key]
+        return additive_mask(self.layout, distance >= 0, distance, self.dtype)
 
     @torch.inference_mode()
     def prefill(self, token: Tensor, row: Tensor, slot: Tensor) -> None:

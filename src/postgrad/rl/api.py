@@ -1,0 +1,232 @@
+"""`train` and `evaluate_model`: from a config to a finished run, the same for the command line and for Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from postgrad.core.config import resolve, validate
+from postgrad.core.data import plain_text
+from postgrad.core.errors import ConfigError, DataError
+from postgrad.core.models import embedded_model, load
+from postgrad.core.models.model import Model
+from postgrad.core.run import Run
+from postgrad.core.types import Prompt
+from postgrad.engines import TorchEngine
+from postgrad.rl.config import RLConfig
+from postgrad.rl.evaluate import Evaluation, choose_prompts, evaluate
+from postgrad.rl.rollout import Rollout
+from postgrad.rl.trainer import HEADLINE, Trainer
+from postgrad.tasks import PromptStream, Split, VerifierPool, by_task, load_tasks, split
+
+Note = Callable[[str], None]
+Progress = Callable[[int, int, float], None]
+
+
+@dataclass
+class Data:
+    """Prompts on their sides, and the demonstrations for the embedded model (training side only)."""
+
+    split: Split
+    demonstrations: list[tuple[str, str]]
+
+
+def read_data(config: RLConfig) -> Data:
+    """Generates or reads all prompts and splits them. Raises DataError and TaskError as the tasks do."""
+    tasks = load_tasks(config.data)
+    prompts = [prompt for task in tasks for prompt in task.prompts()]
+    sides = split(prompts, config.data.holdout_fraction)
+    by_name = {task.name: task for task in tasks}
+    demonstrations: list[tuple[str, str]] = []
+    if not config.model.path:
+        for prompt in choose_prompts(sides.train, config.model.embedded.demonstrations):
+            answer = by_name[prompt.task].demonstration(prompt)
+            if answer is not None:
+                demonstrations.append((plain_text(prompt, config.data.instruction).removesuffix("\n"), answer))
+    return Data(sides, demonstrations)
+
+
+def load_model(config: RLConfig, data: Data, progress: Progress | None = None) -> Model:
+    """The model that the config names, or the embedded one, warm-started on demonstrations of the training prompts."""
+    options = config.model
+    if not options.path:
+        return embedded_model(
+            data.demonstrations, options.embedded, device=options.device, dtype=options.dtype, progress=progress
+        )
+    return load(
+        options.path,
+        device=options.device,
+        dtype=options.dtype,
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
+def fitting(prompts: Sequence[Prompt], rollout: Rollout, note: Note) -> tuple[list[Prompt], int]:
+    """The prompts within `length.max_prompt_tokens`, and the longest of them in tokens. Raises DataError if none is."""
+    limit = rollout.length.max_prompt_tokens
+    lengths = [len(rollout.encode(prompt)) for prompt in prompts]
+    kept = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= limit]
+    if not kept:
+        raise DataError(
+            f"All {len(prompts)} prompts are longer than length.max_prompt_tokens = {limit} (the shortest has {min(lengths)} "
+            "tokens). Raise it, or shorten the prompts."
+        )
+    if len(kept) < len(prompts):
+        note(f"{len(prompts) - len(kept)} of {len(prompts)} prompts are longer than {limit} tokens and are left out.")
+    return kept, max(length for length in lengths if length <= limit)
+
+
+def make_engine(model: Model, config: RLConfig, longest_prompt: int) -> TorchEngine:
+    """The engine with a cache for the longest prompt plus a full completion. Raises ConfigError if the context is short."""
+    needed = longest_prompt + config.length.max_completion_tokens
+    if model.context_length is not None and needed > model.context_length:
+        raise ConfigError(
+            f"The longest prompt ({longest_prompt} tokens) and length.max_completion_tokens = "
+            f"{config.length.max_completion_tokens} need {needed} tokens; the model's context has {model.context_length}. "
+            "Lower length.max_completion_tokens (and interrupt_min/max), or length.max_prompt_tokens."
+        )
+    return TorchEngine(
+        model,
+        slots=config.engine.slots,
+        max_length=needed,
+        fp32_head=config.algorithm.fp32_head,
+        compile=config.engine.compile == "on",
+        prefill_tokens=config.engine.prefill_tokens,
+    )
+
+
+def train(
+    model: Model | str | Path | None = None,
+    *,
+    task: str | Sequence[str] | None = None,
+    config: RLConfig | None = None,
+    out: str | Path = "runs/rl",
+    resume: bool = False,
+    overwrite: bool = False,
+    command: Sequence[str] = (),
+    quiet: bool = False,
+    **overrides: Any,
+) -> Run:
+    """Reinforcement learning with verifiable rewards, by the ScaleRL recipe unless the config says otherwise.
+
+    Args:
+        model: a Model (trained in place), a path or hub name; None = `config.model`, by default the embedded one.
+        task: reasoning-gym data sets to train on; replaces `config.data.tasks`.
+        config: all options; None = the defaults.
+        out: run directory.
+        resume: go on from the latest checkpoint in `out`, with the config of that run.
+        overwrite: throw away an earlier run in `out`.
+        command: recorded in run.json.
+        quiet: nothing on the console.
+        overrides: dotted options with `__` for the dot, such as `optimizer__lr=1e-4`.
+
+    Returns:
+        The finished run; its checkpoints load with `AutoModelForCausalLM.from_pretrained`.
+
+    Raises:
+        PostgradError: see `core.errors`. KeyboardInterrupt after Ctrl-C, when the checkpoint is written.
+    """
+    config = _configure(config, model, task, overrides)
+    with _open_run(config, Path(out), resume, overwrite, command, quiet) as (run, config):
+        data = read_data(config)
+        last = run.latest_checkpoint() if resume else None
+        if last is not None:
+            run.note(f"resuming from update {last[0]}")
+            policy = load(last[1], device=config.model.device, dtype=config.model.dtype)
+        elif isinstance(model, Model):
+            policy = model
+        else:
+            policy = load_model(config, data, _show_warm_start(run))
+        if resume:
+            run.truncate_after(last[0] if last is not None else -1)
+        with VerifierPool(config.data.tasks, config.data.verify_workers, config.data.verify_timeout_s) as judge:
+            trainer = _assemble(run, policy, config, data, judge)
+            if last is not None:
+                trainer.resume(last[1])
+            trainer.fit()
+    return run
+
+
+def _assemble(run: Run, policy: Model, config: RLConfig, data: Data, judge: VerifierPool) -> Trainer:
+    rollout = Rollout(policy, config.length, config.algorithm, config.seed, config.data.instruction)
+    training, longest = fitting(data.split.train, rollout, run.note)
+    held_out, longest_held_out = fitting(choose_prompts(data.split.held_out, config.eval.prompts), rollout, run.note)
+    batch = config.algorithm.prompts_per_batch
+    if len(training) < batch:
+        raise DataError(
+            f"{len(training)} training prompts are fewer than algorithm.prompts_per_batch = {batch}, so a batch would hold "
+            f"the same prompt twice. Give more prompts, or set --algorithm.prompts_per_batch {len(training)} or less."
+        )
+    weights = {task.name: task.weight for task in config.data.tasks}
+    stream = PromptStream(by_task(training), weights, config.seed)
+    engine = make_engine(policy, config, max(longest, longest_held_out))
+    run.note(
+        f"{policy.num_parameters:,} parameters on {policy.device}; {len(training):,} training prompts, {len(held_out):,} "
+        f"held out for evaluation (of {len(data.split.held_out):,})"
+    )
+    return Trainer(run, policy, engine, config, judge, stream, held_out)
+
+
+def evaluate_model(config: RLConfig, progress: Progress | None = None, note: Note = lambda text: None) -> Evaluation:
+    """mean@k of `config.model` on the held-out prompts of `config.data`."""
+    data = read_data(config)
+    model = load_model(config, data, progress)
+    rollout = Rollout(model, config.length, config.algorithm, config.seed, config.data.instruction)
+    held_out, longest = fitting(choose_prompts(data.split.held_out, config.eval.prompts), rollout, note)
+    engine = make_engine(model, config, longest)
+    with VerifierPool(config.data.tasks, config.data.verify_workers, config.data.verify_timeout_s) as judge:
+        return evaluate(engine, rollout, judge, held_out, config.eval.samples_per_prompt, config.eval.temperature)
+
+
+def _configure(
+    config: RLConfig | None, model: Model | str | Path | None, task: str | Sequence[str] | None, overrides: Mapping[str, Any]
+) -> RLConfig:
+    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+    if isinstance(model, (str, Path)):
+        dotted["model.path"] = str(model)
+    if task is not None:
+        names = [task] if isinstance(task, str) else list(task)
+        dotted["data.tasks"] = [{"name": name} for name in names]
+    if config is None:
+        return resolve(RLConfig, None, dotted)
+    if not dotted:
+        return config
+    from postgrad.core.config import deep_merge, nest
+
+    return validate(RLConfig, deep_merge(config.model_dump(), nest(dotted)))
+
+
+@contextmanager
+def _open_run(
+    config: RLConfig, out: Path, resume: bool, overwrite: bool, command: Sequence[str], quiet: bool
+) -> Iterator[tuple[Run, RLConfig]]:
+    if resume:
+        config = validate(RLConfig, Run.open(out).config_dict())
+        run = Run.resume(out, command=command, headline=HEADLINE, total_steps=config.steps, quiet=quiet)
+    else:
+        run = Run.create(
+            out,
+            config,
+            command=list(command) or ["postgrad.rl.train"],
+            kind="rl.train",
+            seed=config.seed,
+            overwrite=overwrite,
+            device=config.model.device,
+            headline=HEADLINE,
+            total_steps=config.steps,
+            quiet=quiet,
+        )
+    with run:
+        yield run, config
+
+
+def _show_warm_start(run: Run) -> Progress:
+    def show(step: int, steps: int, loss: float) -> None:
+        if step == 1 or step == steps or step % max(1, steps // 5) == 0:
+            run.note(f"warm start of the embedded model: {step}/{steps} updates, loss {loss:.3f}")
+
+    return show

@@ -1,0 +1,228 @@
+"""One update of the policy: filter, advantages, loss weights, micro-batches, AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from postgrad.core.errors import TrainingError
+from postgrad.core.models.head import fp32_head
+from postgrad.core.models.model import Model
+from postgrad.core.types import Group, Sample
+from postgrad.rl import ops
+from postgrad.rl.config import AlgorithmConfig, OptimizerConfig
+from postgrad.rl.packing import loss_tokens, row_logps, rows
+
+
+class Batch(NamedTuple):
+    """What is trained on: samples [N] of a batch with the tensors that the loss needs, fixed before any splitting.
+
+    Attributes:
+        samples: those that are kept, group by group.
+        advantage: float32 [N].
+        sample: int64 [T], index into `samples` of each loss token.
+        behaviour_logp, weight: float32 [T].
+        metrics: what the filters did.
+    """
+
+    samples: list[Sample]
+    advantage: Tensor
+    sample: Tensor
+    behaviour_logp: Tensor
+    weight: Tensor
+    metrics: dict[str, float]
+
+
+def make_batch(groups: Sequence[Group], config: AlgorithmConfig) -> Batch | None:
+    """Filters as the recipe says and computes advantages; None when nothing with a gradient is left.
+
+    Left out: samples without a verdict, truncated ones (`truncated = "exclude"`), groups of fewer than two samples
+    after that, and groups without variance (`zero_variance = "drop"`).
+    """
+    kept: list[tuple[int, Sample]] = []
+    for index, group in enumerate(groups):
+        usable = [
+            sample
+            for sample in group.samples
+            if sample.reward is not None
+            and bool(sample.loss_mask.any())
+            and not (config.truncated == "exclude" and sample.stop_reason == "length")
+        ]
+        if len(usable) > 1:
+            kept += [(index, sample) for sample in usable]
+    metrics = {"loss/trained_groups": 0.0, "loss/trained_samples": 0.0, "loss/trained_tokens": 0.0}
+    if not kept:
+        return None
+    group = torch.tensor([index for index, _ in kept])
+    reward = torch.tensor([float(sample.reward or 0.0) for _, sample in kept])
+    alive = ops.has_variance(reward, group)
+    if config.zero_variance == "drop":
+        choose = alive[group]
+        kept = [pair for pair, chosen in zip(kept, choose.tolist(), strict=True) if chosen]
+        group, reward = group[choose], reward[choose]
+    if not kept or not bool(alive.any()):
+        return None
+    samples = [sample for _, sample in kept]
+    advantage = ops.advantages(reward, group, config.advantage_norm)
+    sample, behaviour_logp = loss_tokens(samples)
+    weight = ops.token_weights(sample, group, config.aggregation)
+    metrics["loss/trained_groups"] = float(len(torch.unique(group)))
+    metrics["loss/trained_samples"] = float(len(samples))
+    metrics["loss/trained_tokens"] = float(len(sample))
+    return Batch(samples, advantage, sample, behaviour_logp, weight, metrics)
+
+
+def loss_terms(
+    config: AlgorithmConfig, logp: Tensor, behaviour_logp: Tensor, advantage: Tensor, sample: Tensor
+) -> ops.LossTerms:
+    """The per-token terms of the configured loss."""
+    match config.loss:
+        case "cispo":
+            return ops.cispo(logp, behaviour_logp, advantage, config.cap)
+        case "grpo" | "dapo":
+            return ops.clipped(logp, behaviour_logp, advantage, config.clip_low, config.clip_high)
+        case "gspo":
+            return ops.gspo(logp, behaviour_logp, advantage, sample, config.clip_low, config.clip_high)
+        case "reinforce":
+            return ops.reinforce(logp, behaviour_logp, advantage)
+
+
+class Learner:
+    """Holds the policy and its optimizer.
+
+    Weights in a lower precision than fp32 get an fp32 master copy that the optimizer updates: at a learning rate of
+    5e-7 most updates are below the resolution of bf16.
+    """
+
+    def __init__(self, model: Model, algorithm: AlgorithmConfig, optimizer: OptimizerConfig) -> None:
+        self.model, self.algorithm, self.config = model, algorithm, optimizer
+        fp32_head(model.module, algorithm.fp32_head)
+        model.module.eval()  # no dropout: the ratio compares this policy with the one that generated
+        self.parameters = {name: p for name, p in model.module.named_parameters() if p.requires_grad}
+        self._master = {
+            name: p if p.dtype == torch.float32 else p.detach().float() for name, p in self.parameters.items()
+        }
+        self._optimizer = torch.optim.AdamW(
+            list(self._master.values()),
+            lr=optimizer.lr,
+            betas=(optimizer.beta1, optimizer.beta2),
+            eps=optimizer.eps,
+            weight_decay=optimizer.weight_decay,
+            fused=True,
+        )
+        self.num_updates = 0
+
+    @property
+    def lr(self) -> float:
+        """Linear warm-up, then constant."""
+        return self.config.lr * min(1.0, (self.num_updates + 1) / max(1, self.config.warmup_steps))
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The policy's `state_dict` (live tensors)."""
+        return self.model.module.state_dict()
+
+    def update(self, groups: Sequence[Group]) -> dict[str, float]:
+        """One optimizer step on `groups`. A batch without signal leaves the weights alone and says so.
+
+        Raises:
+            TrainingError: the gradient is not finite (the weights are still those of before).
+        """
+        batch = make_batch(groups, self.algorithm)
+        if batch is None:
+            self.num_updates += 1
+            return {"loss/trained_groups": 0.0, "loss/trained_samples": 0.0, "loss/trained_tokens": 0.0, "loss/skipped": 1.0}
+        metrics = self.accumulate(batch)
+        metrics["loss/grad_norm"] = self._step()
+        metrics["loss/lr"] = self.lr
+        metrics["loss/skipped"] = 0.0
+        self.num_updates += 1
+        return batch.metrics | metrics
+
+    def accumulate(self, batch: Batch) -> dict[str, float]:
+        """Forward and backward over all micro-batches; gradients are left in the parameters."""
+        device = self.model.device
+        advantage = batch.advantage.to(device)[batch.sample.to(device)]
+        sample, behaviour_logp, weight = (x.to(device) for x in (batch.sample, batch.behaviour_logp, batch.weight))
+        loss = torch.zeros((), device=device)
+        logps, ratios = torch.zeros_like(behaviour_logp), torch.zeros_like(behaviour_logp)
+        entropies, limited = torch.zeros_like(behaviour_logp), torch.zeros_like(behaviour_logp, dtype=torch.bool)
+        for row in rows(batch.samples, self.config.micro_batch_tokens):
+            place = row.place.to(device)
+            statistics = row_logps(self.model, row, self.algorithm.temperature)
+            terms = loss_terms(
+                self.algorithm, statistics.logp, behaviour_logp[place], advantage[place], sample[place] - sample[place[0]]
+            )
+            row_loss = (weight[place] * terms.term).sum()
+            row_loss.backward()
+            loss += row_loss.detach()
+            logps[place], entropies[place] = statistics.logp.detach(), statistics.entropy
+            ratios[place], limited[place] = terms.ratio, terms.limited
+        kl = ops.mismatch_kl(logps, behaviour_logp)
+        return {
+            "loss/policy": float(loss),
+            "loss/cap_hit_fraction": float(limited.float().mean()),
+            "loss/ratio_mean": float(ratios.mean()),
+            "loss/ratio_max": float(ratios.max()),
+            "loss/entropy": float(entropies.mean()),
+            "mismatch/kl_k1_gen_train": float(kl.kl_k1),
+            "mismatch/kl_k3_gen_train": float(kl.kl_k3),
+        }
+
+    def _step(self) -> float:
+        grads = [p.grad for p in self.parameters.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        if not bool(torch.isfinite(norm)):
+            self._clear()
+            raise TrainingError(
+                f"The gradient of update {self.num_updates + 1} is not finite (norm {float(norm)}). The weights were not "
+                "changed. Lower optimizer.lr or optimizer.max_grad_norm, and resume from the last checkpoint."
+            )
+        for name, parameter in self.parameters.items():
+            master = self._master[name]
+            if master is not parameter and parameter.grad is not None:
+                master.grad = parameter.grad.float()
+        torch.nn.utils.clip_grads_with_norm_(self._master.values(), self.config.max_grad_norm, norm)
+        self._optimizer.param_groups[0]["lr"] = self.lr
+        self._optimizer.step()
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                if self._master[name] is not parameter:
+                    parameter.copy_(self._master[name])
+        self._clear()
+        return float(norm)
+
+    def _clear(self) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.grad = None
+            self._master[name].grad = None
+
+    def save(self, path: Path) -> None:
+        """Writes what the Hugging Face checkpoint lacks: AdamW's moments, and masters of low-precision weights."""
+        tensors: dict[str, Tensor] = {}
+        for name, master in self._master.items():
+            state: dict[str, Any] = self._optimizer.state.get(master, {})
+            for key, value in state.items():
+                tensors[f"{key}/{name}"] = torch.as_tensor(value).detach().clone().contiguous()
+            if master is not self.parameters[name]:
+                tensors[f"master/{name}"] = master.detach().contiguous()
+        tensors["num_updates"] = torch.tensor(self.num_updates)
+        save_file(tensors, path)
+
+    def load(self, path: Path) -> None:
+        """Reads what `save` wrote; the weights themselves are already in the model."""
+        tensors = load_file(path)
+        self.num_updates = int(tensors.pop("num_updates"))
+        for key, value in tensors.items():
+            kind, name = key.split("/", 1)
+            master = self._master[name]
+            if kind == "master":
+                with torch.no_grad():
+                    master.copy_(value)
+            else:
+                place = value if kind == "step" else value.to(master.device)
+                self._optimizer.state.setdefault(master, {})[kind] = place

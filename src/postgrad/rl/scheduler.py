@@ -1,0 +1,209 @@
+"""Who waits for whom: pipeline-k and ppo-k, exactly and reproducibly, in one process (paper §3.1).
+
+Generator and trainer share one virtual clock that counts decode steps: one decode step takes 1, one update takes
+`update_cost_steps`. In `pipeline` mode the generator goes on with old weights while an update "runs", then takes the new
+weights in mid-sequence and keeps its stale cache. In `ppo` mode the two alternate: k batches, then k updates.
+
+Staleness is paced by admission, not by discarding: a group starts only while fewer than (k + version + 1)·B groups were
+ever started (AReaL, arXiv 2505.24298), and a batch takes the oldest groups first and waits for those that started k
+versions ago. So no token that is trained on is ever more than k versions old.
+
+B = prompts_per_batch. Nothing here depends on wall time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from postgrad.core.protocols import Engine, Judge
+from postgrad.core.types import Group, Prompt, Sample
+from postgrad.rl.config import AlgorithmConfig, ScheduleConfig
+from postgrad.rl.rollout import Rollout
+from postgrad.rl.state import prompt_from_json, prompt_to_json, request_from_json, request_to_json
+from postgrad.rl.state import sample_from_json, sample_to_json
+
+
+@dataclass
+class Clock:
+    """Virtual time since the last reading, in decode steps."""
+
+    busy_generator: float = 0.0
+    busy_trainer: float = 0.0
+    total: float = 0.0
+
+
+@dataclass
+class _Running:
+    """A group that has been started: its finished samples, and the version at which it was started."""
+
+    prompt: Prompt
+    version: int
+    samples: dict[int, Sample] = field(default_factory=dict[int, Sample])
+    tickets: dict[int, int] = field(default_factory=dict[int, int])
+
+    def complete(self, count: int) -> bool:
+        return len(self.samples) == count
+
+
+class Scheduler:
+    """Feeds the engine and hands out batches.
+
+    Args:
+        engine: any engine of the house.
+        rollout: makes requests, decodes and judges.
+        judge: the verifier pool; completions are judged while generation goes on.
+        next_prompt: the prompt stream; None when no prompt is left.
+        slots: sequences that the engine runs at once; at most one batch more is queued.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        rollout: Rollout,
+        judge: Judge,
+        next_prompt: Callable[[], Prompt | None],
+        algorithm: AlgorithmConfig,
+        schedule: ScheduleConfig,
+        slots: int,
+    ) -> None:
+        self.engine, self.rollout, self.judge = engine, rollout, judge
+        self.next_prompt, self.slots = next_prompt, slots
+        self.batch, self.count = algorithm.prompts_per_batch, algorithm.samples_per_prompt
+        self.mode, self.k, self.update_cost = schedule.mode, schedule.k, schedule.update_cost_steps
+        self.version = 0
+        self.clock = Clock()
+        self.exhausted = False
+        self._started = 0
+        self._groups: dict[int, _Running] = {}  # by group id, oldest first
+        self._unfinished = 0
+
+    # -- what the trainer calls ----------------------------------------------------------------------------------
+
+    def next_batch(self) -> list[Group]:
+        """The B oldest groups; generates until they are complete. Fewer, or none, when the prompts run out."""
+        while not self._batch_ready():
+            if not self._generate(1, trainer_busy=False):
+                break
+        complete = [gid for gid, running in self._groups.items() if running.complete(self.count)]
+        return [self._take(gid) for gid in complete[: self.batch]]
+
+    def updated(self) -> bool:
+        """An update has been computed; returns whether the engine takes the new weights now.
+
+        In pipeline mode the generator first goes on with the old ones for the virtual duration of the update. In ppo
+        mode the trainer works alone, and the weights change hands after every k-th update.
+        """
+        if self.mode == "ppo":
+            self._spend(self.update_cost, generator=False, trainer=True)
+        else:
+            self._generate(self.update_cost, trainer_busy=True)
+        self.version += 1
+        return self.mode == "pipeline" or self.version % self.k == 0
+
+    def read_clock(self) -> Clock:
+        """Virtual time since the last call."""
+        clock, self.clock = self.clock, Clock()
+        return clock
+
+    # -- generation ----------------------------------------------------------------------------------------------
+
+    def _capacity(self) -> int:
+        """How many more groups may be started now."""
+        if self.mode == "ppo":  # only whole phases: k batches with the weights of the phase's beginning
+            return (self.version // self.k + 1) * self.k * self.batch - self._started
+        return (self.k + self.version + 1) * self.batch - self._started
+
+    def _admit(self) -> None:
+        while self._unfinished < self.slots and self._capacity() > 0 and not self.exhausted:
+            prompt = self.next_prompt()
+            if prompt is None:
+                self.exhausted = True
+                return
+            group_id = self._started
+            requests = self.rollout.requests(prompt, group_id, self.count)
+            self._groups[group_id] = _Running(prompt, self.version)
+            self.engine.submit(requests)
+            self._started += 1
+            self._unfinished += self.count
+
+    def _generate(self, steps: int, *, trainer_busy: bool) -> bool:
+        """Runs `steps` decode steps; False when there was nothing to generate."""
+        for done in range(steps):
+            self._admit()
+            if self._unfinished == 0:
+                self._spend(steps - done, generator=False, trainer=trainer_busy)
+                return False
+            for sample in self.engine.step():
+                self._receive(sample)
+            self._spend(1, generator=True, trainer=trainer_busy)
+        return True
+
+    def _receive(self, sample: Sample) -> None:
+        running = self._groups[sample.group_id]
+        sample.text = self.rollout.decode(sample)
+        running.samples[sample.request_id] = sample
+        running.tickets[sample.request_id] = self.judge.submit(running.prompt, sample.text)
+        self._unfinished -= 1
+
+    def _batch_ready(self) -> bool:
+        if self.mode == "ppo":  # the whole phase is generated before its first update
+            return bool(self._groups) and self._unfinished == 0 and (self._capacity() == 0 or self.exhausted)
+        complete = 0
+        for running in self._groups.values():  # oldest first
+            if running.complete(self.count):
+                complete += 1
+            elif running.version <= self.version - self.k:
+                return False  # would be more than k versions old at the next update
+        return complete >= self.batch
+
+    def _take(self, group_id: int) -> Group:
+        running = self._groups.pop(group_id)
+        order = sorted(running.samples)
+        group = Group(running.prompt, [running.samples[request_id] for request_id in order])
+        self.rollout.judge(group, self.judge, [running.tickets[request_id] for request_id in order])
+        return group
+
+    def _spend(self, steps: float, *, generator: bool, trainer: bool) -> None:
+        self.clock.total += steps
+        self.clock.busy_generator += steps * generator
+        self.clock.busy_trainer += steps * trainer
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that is under way, as JSON. Takes the requests out of the engine: call `load_state_dict` next.
+
+        A run that goes on after a checkpoint does the same as one that resumes from it, so both are equal from there on.
+        """
+        return {
+            "version": self.version,
+            "started": self._started,
+            "exhausted": self.exhausted,
+            "requests": [request_to_json(request) for request in self.engine.snapshot()],
+            "groups": [
+                {
+                    "id": group_id,
+                    "prompt": prompt_to_json(running.prompt),
+                    "version": running.version,
+                    "samples": [sample_to_json(sample) for sample in running.samples.values()],
+                }
+                for group_id, running in self._groups.items()
+            ],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from `state`; finished samples whose verdict was pending are judged again."""
+        self.version, self._started = state["version"], state["started"]
+        self.exhausted = state["exhausted"]
+        requests = [request_from_json(item) for item in state["requests"]]
+        self._groups, self._unfinished = {}, len(requests)
+        for item in state["groups"]:
+            running = _Running(prompt_from_json(item["prompt"]), item["version"])
+            for data in item["samples"]:
+                sample = sample_from_json(data)
+                running.samples[sample.request_id] = sample
+                running.tickets[sample.request_id] = self.judge.submit(running.prompt, sample.text)
+            self._groups[item["id"]] = running
+        self.engine.submit(requests)
