@@ -13,10 +13,10 @@ import pytest
 
 import postgrad.cli
 from postgrad.cli import main
-from postgrad.cli.options import find_recipe
 from postgrad.commands import cite, doctor
 from postgrad.core.config import Config
 from postgrad.core.errors import ConfigError, RunError
+from postgrad.core.recipes import find_recipe
 from postgrad.core.run import Run
 
 SOURCE = Path(postgrad.cli.__file__).parents[2]
@@ -246,7 +246,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_recipes_by_name_path_or_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shipped = tmp_path / "scalerl.toml"
     shipped.write_text("")
-    monkeypatch.setattr("postgrad.cli.options.shipped_recipes", lambda: {"scalerl": shipped})
+    monkeypatch.setattr("postgrad.core.recipes.shipped_recipes", lambda: {"scalerl": shipped})
     monkeypatch.chdir(tmp_path)
     assert find_recipe("scalerl") == shipped
     with pytest.raises(ConfigError, match="Did you mean 'scalerl'"):

@@ -30,7 +30,7 @@ def obey(prompt, completion):
         "text": lambda: argument,
         "none": lambda: None,
         "numpy": lambda: np.float32(0.5),
-        "long_error": lambda: _raise("x" * 1_000_000),
+        "long_error": lambda: _raise("\U0001f600" * 10_000),
         "length": lambda: float(len(completion)),
         "print": lambda: print("noise") or 1.0,
         "random": lambda: random.random(),

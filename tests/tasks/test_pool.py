@@ -103,6 +103,7 @@ def test_one_that_hangs_is_timed_out_and_the_others_go_on(pool: VerifierPool) ->
 
 
 def test_a_late_verdict_is_a_timeout_whenever_the_parent_looks(pool: VerifierPool) -> None:
+    verdicts(pool, "score 0")  # the worker is up
     ticket = pool.submit(PROMPT, "sleep 1.2")
     time.sleep(1.6)
     (verdict,) = pool.collect([ticket])
@@ -161,17 +162,33 @@ def test_large_texts_and_long_errors_do_not_deadlock(pool: VerifierPool) -> None
 
 def test_a_parent_that_is_away_does_not_cause_timeouts(pool: VerifierPool) -> None:
     # the worker fills the pipe with answers and waits, longer than the time limit, until they are read
-    tickets = [pool.submit(PROMPT, "long_error") for _ in range(400)]
-    time.sleep(1.5)
-    assert {verdict.status for verdict in pool.collect(tickets)} == {"error"}
-    assert {verdict.detail[:12] for verdict in pool.collect([pool.submit(PROMPT, "long_error")])} == {
-        "ValueError: x"[:12]
-    }
+    verdicts(pool, "score 0")
+    (before,) = pool.worker_pids()
+    slow = [
+        pool.submit(PROMPT, "sleep 0.2")
+    ]  # meanwhile the queue grows, so that the next chunk is a large one
+    tickets = slow + [pool.submit(PROMPT, "long_error") for _ in range(1000)]
+    time.sleep(0.3)
+    tickets.append(pool.submit(PROMPT, "long_error"))  # hands out the chunk
+    time.sleep(2.5)
+    assert {verdict.status for verdict in pool.collect(tickets[1:])} == {"error"}
+    assert pool.collect(slow)[0].score == 1.0
+    assert pool.worker_pids() == [before]
 
 
-def test_workers_are_clean_processes(pool: VerifierPool, capfd: pytest.CaptureFixture[str]) -> None:
-    assert outcomes(pool, "torch", "print") == [(0.0, "ok"), (1.0, "ok")]
-    assert capfd.readouterr().out == ""
+def test_workers_import_no_torch_and_leave_stdout_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    with VerifierPool([TASK]) as pool:
+        assert outcomes(pool, "torch", "print") == [(0.0, "ok"), (1.0, "ok")]
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "noise\n")
+
+
+def test_an_interrupt_is_not_the_workers_business(pool: VerifierPool) -> None:
+    verdicts(pool, "score 0")
+    ticket = pool.submit(PROMPT, "sleep 0.4")
+    time.sleep(0.1)
+    os.kill(pool.worker_pids()[0], signal.SIGINT)
+    assert pool.collect([ticket])[0].score == 1.0
 
 
 def test_lone_surrogates_survive(pool: VerifierPool) -> None:
@@ -244,9 +261,10 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     parent, pids = start_parent(tmp_path, timeout_s=2, then="sleep")
     assert len(pids) == 2
     os.killpg(parent.pid, signal.SIGKILL)
+    parent.wait()
+    assert any(map(alive, pids))  # the one that hangs, for a while
+    assert gone_within(pids, 15)  # by its alarm
     parent.communicate()
-    assert [alive(pid) for pid in pids].count(True) >= 1  # the one that hangs, for a while
-    assert gone_within(pids, 10)  # the one that hangs, by its alarm
 
 
 def test_ctrl_c_prints_no_worker_traceback(tmp_path: Path) -> None:

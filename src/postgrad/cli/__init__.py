@@ -1,5 +1,4 @@
-"""The command line: it parses words and calls one function of `postgrad.commands`. `--help` never imports
-torch."""
+"""The command line: it parses words and calls one function of `postgrad.commands`; help imports no torch."""
 
 from postgrad.cli.main import main
 

@@ -16,9 +16,10 @@ from typing import Any
 import click
 
 from postgrad._version import __version__
-from postgrad.cli.options import check_overrides, find_recipe, split_words
+from postgrad.cli.options import check_overrides, split_words
 from postgrad.cli.tree import DottedCommand, HintingGroup
 from postgrad.core.errors import PostgradError
+from postgrad.core.recipes import find_recipe
 
 ARGV_KEY = "postgrad.argv"
 
@@ -113,7 +114,7 @@ _TASK_HELP = "Short for data.tasks: a reasoning-gym data set. May be given sever
     "from_run",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="Start from the weights of another run.",
+    help="Take the config of another run, with your changes.",
 )
 @click.option(
     "--dry-run", is_flag=True, help="Show the resolved config and what would be done; write nothing."

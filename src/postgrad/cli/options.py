@@ -1,4 +1,4 @@
-"""Dotted overrides, recipe names, and the help of a config: all without torch."""
+"""Dotted overrides and the help of a config: all without torch."""
 
 from __future__ import annotations
 
@@ -35,39 +35,6 @@ def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
                 "A value with spaces or brackets needs quotes; options look like --optimizer.lr 1e-4."
             )
     return recipe, rest
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """Name → file of the recipes that come with postgrad."""
-    package = Path(__file__).resolve().parents[1]
-    # Installed: postgrad/recipes. In a checkout: recipes/ beside src/.
-    for directory in (package / "recipes", package.parents[1] / "recipes"):
-        found = {path.stem: path for path in sorted(directory.rglob("*.toml"))}
-        if found:
-            return found
-    return {}
-
-
-def find_recipe(name: str) -> Path:
-    """The file of a recipe given as a path or by its shipped name; a file of that name comes first.
-
-    Raises:
-        ConfigError: neither; with the nearest name.
-    """
-    path = Path(name)
-    if path.is_dir() and (path / "config.json").is_file() and (path / "run.json").is_file():
-        return path / "config.json"
-    if path.is_file():
-        return path
-    recipes = shipped_recipes()
-    if name in recipes:
-        return recipes[name]
-    if path.is_dir():
-        raise ConfigError(
-            f"{name} is a directory that holds no run. A recipe is a .toml file or a shipped name."
-        )
-    hint = nearest(Path(name).stem, recipes) if recipes else ""
-    raise ConfigError(f"No recipe {name!r}: neither a file nor the name of a shipped recipe. {hint}".rstrip())
 
 
 def check_overrides(words: Sequence[str], flags: Sequence[str]) -> dict[str, Any]:

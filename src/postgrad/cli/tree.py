@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from postgrad.cli.options import dotted_options, shipped_recipes
+from postgrad.cli.options import dotted_options
 from postgrad.core.errors import nearest
+from postgrad.core.recipes import shipped_recipes
 
 
 class HintingGroup(click.Group):

@@ -50,7 +50,7 @@ def advantages(
         return centred
     square = centred.square()
     variance = square.mean() if norm == "batch" else _segment_mean(square, group)[group]
-    return torch.where(variance > 1e-12, centred / variance.clamp(min=1e-12).sqrt(), 0.0)
+    return torch.where(variance <= 1e-12, 0.0, centred / variance.clamp(min=1e-12).sqrt())
 
 
 def has_variance(reward: Float[Tensor, " N"], group: Int[Tensor, " N"]) -> Bool[Tensor, " P"]:

@@ -84,8 +84,8 @@ def _grow(
             count -= len(grown)
         else:
             stopped += nexts
-    phrase = "".join(atoms)
-    if count >= least and _is_template(phrase):
+    if count >= least:
+        phrase = _template_part("".join(atoms))
         saved[phrase] += count * (len(phrase.encode()) - 1)
     return ends + stopped
 
@@ -95,10 +95,15 @@ def _is_payload(atom: str) -> bool:
     return len(atom) == 1 and atom.isalnum()
 
 
-def _is_template(phrase: str) -> bool:
-    """Phrases with a digit need enough letters around it; otherwise the digit stays a token of its own."""
-    has_digit = any(c.isdigit() for c in phrase)
-    return not has_digit or sum(c.isalpha() for c in phrase) >= _LETTERS_AROUND_DIGIT
+def _template_part(phrase: str) -> str:
+    """The phrase, cut before its first digit unless it has letters enough: then the digit belongs to the template.
+
+    >>> _template_part("Base 10 numbers are like this: "), _template_part(".0 + ")
+    ('Base 10 numbers are like this: ', '.')
+    """
+    if sum(c.isalpha() for c in phrase) >= _LETTERS_AROUND_DIGIT:
+        return phrase
+    return re.split(r"\d", phrase, maxsplit=1)[0]
 
 
 def _pattern(phrases: Sequence[str]) -> str:

@@ -1,0 +1,118 @@
+"""`postgrad rl train`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from postgrad.core.config import Config, deep_merge, nest, read_toml, validate
+from postgrad.core.errors import ConfigError
+from postgrad.core.run import Run
+from postgrad.rl.config import RLConfig
+
+
+def resolve_config(
+    recipe: Path | None, overrides: Mapping[str, Any], tasks: tuple[str, ...], from_run: Path | None = None
+) -> RLConfig:
+    """Recipe (or the config of an earlier run), then dotted overrides, then `--task`.
+
+    Without recipe and model the `embedded` recipe is used: the defaults are those of the paper, for an 8B model.
+    """
+    if recipe is not None and from_run is not None:
+        raise ConfigError("Give a recipe or --from RUN, not both: --from replays that run's own config.")
+    nested = nest(overrides)
+    data: dict[str, Any] = {}
+    if from_run is not None:
+        data = Run.open(from_run).config_dict()
+    elif recipe is not None:
+        data = read_toml(recipe)
+    elif not nested.get("model", {}).get("path"):
+        from postgrad.core.recipes import find_recipe
+
+        data = read_toml(find_recipe("embedded"))
+    data = deep_merge(data, nested)
+    if tasks:
+        known = {item.get("name"): item for item in data.get("data", {}).get("tasks", []) if isinstance(item, dict)}
+        data = deep_merge(data, {"data": {"tasks": [known.get(name, {"name": name}) for name in tasks]}})
+    return validate(RLConfig, data)
+
+
+def main(
+    recipe: Path | None,
+    overrides: dict[str, Any],
+    tasks: tuple[str, ...],
+    out: Path | None,
+    resume: bool,
+    overwrite: bool,
+    from_run: Path | None,
+    dry_run: bool,
+    argv: list[str],
+) -> int:
+    """Trains and writes the report; see `postgrad rl train --help`."""
+    if resume and (recipe or overrides or tasks or from_run):
+        raise ConfigError(
+            "--resume goes on with the config of the run, so it takes no recipe, no options and no --task. To change "
+            "something, start a new run with --from RUN and your options."
+        )
+    if resume and overwrite:
+        raise ConfigError("--resume keeps the run and --overwrite throws it away; give one of them.")
+    out = out or Path("runs/rl")
+    if dry_run:
+        return _dry_run(resolve_config(recipe, overrides, tasks, from_run))
+    config = RLConfig() if resume else resolve_config(recipe, overrides, tasks, from_run)
+
+    from postgrad.core.report import write_report
+    from postgrad.rl.api import train
+
+    try:
+        run = train(config=config, out=out, resume=resume, overwrite=overwrite, command=argv)
+    except KeyboardInterrupt:
+        print(f"Stopped. Go on with: postgrad rl train --out {out} --resume")
+        raise
+    summarise(run)
+    print(f"checkpoint: {run.checkpoints()[-1][1]}")
+    print(f"report: {write_report(run)}")
+    print(headline(run))
+    return 0
+
+
+def summarise(run: Run, count: int = 3) -> None:
+    """Prints the same prompts before and after, one per task first."""
+    rows = run.samples()
+    before = {row["prompt_id"]: row for row in rows if row.get("phase") == "before"}
+    after = {row["prompt_id"]: row for row in rows if row.get("phase") == "after"}
+    shared = [before[key] for key in before if key in after]
+    improved = [row for row in shared if not row["correct"] and after[row["prompt_id"]]["correct"]]
+    chosen: dict[str, dict[str, Any]] = {}
+    for row in [*improved, *shared]:
+        chosen.setdefault(row["task"], row)
+    for row in list(chosen.values())[:count]:
+        later = after[row["prompt_id"]]
+        print(f"\n{row['task']}: {row['prompt'].strip()[-300:]}\n  expected: {row['answer']}")
+        for name, sample in (("before", row), ("after", later)):
+            mark = "correct" if sample["correct"] else "wrong"
+            print(f"  {name:>8}: {sample['completion'].strip()[:300]!r} ({mark})")
+    print()
+
+
+def headline(run: Run) -> str:
+    """`held-out pass rate: 0.21 [0.18, 0.24] -> 0.86 [0.83, 0.89]`."""
+    rows = [row for row in run.metrics() if row.get("eval/pass_rate") is not None]
+
+    def show(row: Mapping[str, Any]) -> str:
+        return f"{row['eval/pass_rate']:.2f} [{row['eval/pass_rate_low']:.2f}, {row['eval/pass_rate_high']:.2f}]"
+
+    return f"held-out pass rate: {show(rows[0])} -> {show(rows[-1])}"
+
+
+def _dry_run(config: Config) -> int:
+    from postgrad.rl.plan import make_plan
+
+    assert isinstance(config, RLConfig)
+    print(json.dumps(config.model_dump(mode="json"), indent=2))
+    for line in make_plan(config).lines(config.steps):
+        print(line)
+    print("dry run: nothing was written")
+    return 0

@@ -1,0 +1,192 @@
+"""Packing and micro-batching against the plain way of computing the same loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.rl.conftest import CONFIGS, build, make_groups
+
+from postgrad.core.errors import TrainingError
+from postgrad.core.models.model import Model
+from postgrad.core.types import Group
+from postgrad.rl.config import AlgorithmConfig, OptimizerConfig
+from postgrad.rl.learner import Learner, make_batch
+from postgrad.rl.packing import loss_tokens, row_logps, rows
+
+
+def plain_logps(model: Model, groups: list[Group], temperature: float = 1.0) -> torch.Tensor:
+    """Log-probs of all loss tokens, one sample at a time."""
+    parts = []
+    for group in groups:
+        for sample in group.samples:
+            ids = torch.from_numpy(np.concatenate([sample.prompt_tokens, sample.token_ids]))[None]
+            logps = (model.module(ids).logits[0].float() / temperature).log_softmax(-1)
+            start = len(sample.prompt_tokens) - 1
+            chosen = logps[start:-1].gather(1, ids[0, start + 1 :, None])[:, 0]
+            parts.append(chosen[torch.from_numpy(sample.loss_mask)])
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("max_tokens", [1, 40, 10_000])
+def test_packed_rows_give_each_samples_own_logps(name: str, max_tokens: int) -> None:
+    model, groups = build(name), make_groups()
+    samples = [sample for group in groups for sample in group.samples]
+    expected = plain_logps(model, groups, temperature=0.8)
+    got = torch.zeros_like(expected)
+    num_inputs = 0
+    for row in rows(samples, max_tokens):
+        got[row.place] = row_logps(model, row, temperature=0.8).logp
+        num_inputs += len(row.token)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    if max_tokens == 10_000:  # each prompt once, no padding, no last tokens
+        assert num_inputs == sum(
+            len(g.samples[0].prompt_tokens) + sum(s.num_tokens - 1 for s in g.samples) for g in groups
+        )
+
+
+def test_entropy_is_that_of_the_predicting_distribution(model: Model) -> None:
+    groups = make_groups(num_groups=1, size=2)
+    samples = groups[0].samples
+    (row,) = rows(samples, 1000)
+    ids = torch.from_numpy(np.concatenate([samples[0].prompt_tokens, samples[0].token_ids]))[None]
+    logits = model.module(ids).logits[0, len(samples[0].prompt_tokens) - 1 : -1]
+    expected = torch.distributions.Categorical(logits=logits).entropy()
+    torch.testing.assert_close(row_logps(model, row).entropy[: len(expected)], expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["cispo", "grpo", "gspo", "reinforce"])
+@pytest.mark.parametrize("aggregation", ["prompt", "sample", "token"])
+def test_micro_batching_cannot_change_loss_or_gradient(loss: str, aggregation: str) -> None:
+    algorithm = AlgorithmConfig(loss=loss, aggregation=aggregation)  # type: ignore[arg-type]
+    results = []
+    for max_tokens in (1, 17, 60, 10_000):
+        learner = Learner(build(), algorithm, OptimizerConfig(micro_batch_tokens=max_tokens))
+        batch = make_batch(make_groups(), algorithm)
+        assert batch is not None
+        metrics = learner.accumulate(batch)
+        gradient = torch.cat([p.grad.flatten() for p in learner.parameters.values() if p.grad is not None])
+        results.append((metrics, gradient))
+    for metrics, gradient in results[1:]:
+        for key, value in results[0][0].items():
+            assert metrics[key] == pytest.approx(value, rel=1e-4, abs=1e-5), key
+        torch.testing.assert_close(gradient, results[0][1], rtol=1e-3, atol=1e-5)
+
+
+def test_loss_and_gradient_equal_the_formula_of_the_paper(model: Model) -> None:
+    """J of the paper written out sample by sample, differentiated by autograd."""
+    groups, cap = make_groups(), 5.0
+    logp = plain_logps(model, groups)
+    sample, behaviour = loss_tokens([s for g in groups for s in g.samples])
+    rewards = torch.tensor([[s.reward for s in g.samples] for g in groups], dtype=torch.float32)
+    advantage = rewards - rewards.mean(1, keepdim=True)
+    advantage = (advantage / advantage.square().mean().sqrt()).flatten()
+    objective = torch.zeros(())
+    start = 0
+    for group in groups:
+        count = sum(int(s.loss_mask.sum()) for s in group.samples)
+        tokens = slice(start, start + count)
+        ratio = (logp[tokens] - behaviour[tokens]).exp().clamp(max=cap).detach()
+        objective = objective + (ratio * advantage[sample[tokens]] * logp[tokens]).sum() / count / len(groups)
+        start += count
+    expected = torch.autograd.grad(-objective, list(model.module.parameters()))
+
+    learner = Learner(model, AlgorithmConfig(), OptimizerConfig(micro_batch_tokens=50))
+    batch = make_batch(groups, AlgorithmConfig())
+    assert batch is not None
+    metrics = learner.accumulate(batch)
+    assert metrics["loss/policy"] == pytest.approx(-objective.item(), rel=1e-4)
+    for parameter, gradient in zip(model.module.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_filters() -> None:
+    groups = make_groups(num_groups=5)
+    for sample in groups[0].samples:  # zero variance
+        sample.reward = 1.0
+    groups[1].samples[0].reward = None  # failed verification
+    for sample in groups[2].samples[1:]:  # truncated: one sample is left, no baseline
+        sample.stop_reason = "length"
+    groups[3].samples[3].stop_reason = "length"
+    batch = make_batch(groups, AlgorithmConfig())
+    assert batch is not None
+    assert [s.request_id for s in batch.samples] == [5, 6, 7, 12, 13, 14, 16, 17, 18, 19]
+    assert batch.metrics["loss/trained_groups"] == 3
+    kept = make_batch(groups, AlgorithmConfig(truncated="keep", zero_variance="keep"))
+    assert kept is not None
+    assert len(kept.samples) == 19
+    for group in groups:
+        for sample in group.samples:
+            sample.reward = -1.0
+    assert make_batch(groups, AlgorithmConfig()) is None
+    assert make_batch(groups, AlgorithmConfig(zero_variance="keep")) is None
+
+
+def test_a_batch_without_signal_changes_nothing_but_counts(model: Model) -> None:
+    groups = make_groups()
+    for group in groups:
+        for sample in group.samples:
+            sample.reward = 1.0
+    learner = Learner(model, AlgorithmConfig(), OptimizerConfig(lr=0.1, warmup_steps=0))
+    before = {name: value.clone() for name, value in learner.weights().items()}
+    assert learner.update(groups)["loss/skipped"] == 1
+    assert learner.num_updates == 1
+    assert all(torch.equal(value, before[name]) for name, value in learner.weights().items())
+
+
+def test_non_finite_gradients_leave_the_weights_alone(model: Model) -> None:
+    groups = make_groups()
+    groups[0].samples[0].behaviour_logp[0] = np.nan
+    learner = Learner(model, AlgorithmConfig(), OptimizerConfig(lr=0.1, warmup_steps=0))
+    before = {name: value.clone() for name, value in learner.weights().items()}
+    with pytest.raises(TrainingError, match="not finite"):
+        learner.update(groups)
+    assert all(torch.equal(value, before[name]) for name, value in learner.weights().items())
+    assert all(p.grad is None for p in learner.parameters.values())
+
+
+def test_updates_raise_the_probability_of_rewarded_samples(model: Model) -> None:
+    groups = make_groups()
+    learner = Learner(model, AlgorithmConfig(), OptimizerConfig(lr=1e-3, warmup_steps=0))
+    sign = torch.cat([torch.full((int(s.loss_mask.sum()),), s.reward) for g in groups for s in g.samples])
+    before = float((sign * plain_logps(model, groups).detach()).sum())
+    for _ in range(3):
+        learner.update(groups)
+    assert float((sign * plain_logps(model, groups).detach()).sum()) > before + 1
+
+
+def test_saved_optimizer_goes_on_exactly(tmp_path: Path) -> None:
+    algorithm, optimizer = AlgorithmConfig(), OptimizerConfig(lr=1e-3, warmup_steps=4)
+    straight = Learner(build(), algorithm, optimizer)
+    for seed in range(4):
+        straight.update(make_groups(seed))
+    first = Learner(build(), algorithm, optimizer)
+    for seed in range(2):
+        first.update(make_groups(seed))
+    first.save(tmp_path / "learner.safetensors")
+    second_model = build(seed=5)
+    second_model.module.load_state_dict(first.weights())
+    second = Learner(second_model, algorithm, optimizer)
+    second.load(tmp_path / "learner.safetensors")
+    assert second.num_updates == 2
+    for seed in range(2, 4):
+        second.update(make_groups(seed))
+    for name, value in straight.weights().items():
+        assert torch.equal(value, second.weights()[name]), name
+
+
+def test_bf16_weights_are_updated_through_fp32_masters() -> None:
+    model = build()
+    model.module.to(torch.bfloat16)
+    learner = Learner(model, AlgorithmConfig(), OptimizerConfig(lr=1e-5, warmup_steps=0))
+    masters = {name: value.clone() for name, value in learner._master.items()}
+    for _ in range(3):
+        learner.update(make_groups())
+    moved = [float((learner._master[name] - masters[name]).abs().max()) for name in masters]
+    assert min(moved) > 5e-6  # below bf16's resolution of the weights, kept in the masters
+    for name, parameter in learner.parameters.items():
+        assert parameter.dtype == torch.bfloat16
+        assert torch.equal(parameter, learner._master[name].bfloat16())
