@@ -42,7 +42,9 @@ def test_plain_text() -> None:
 
 
 def test_messages_without_template_are_joined() -> None:
-    prompt = Prompt(id="1", messages=({"role": "system", "content": "Add."}, {"role": "user", "content": "1 + 2"}))
+    prompt = Prompt(
+        id="1", messages=({"role": "system", "content": "Add."}, {"role": "user", "content": "1 + 2"})
+    )
     assert text_of(PLAIN, prompt) == "Add.\n1 + 2\n"
     assert plain_text(prompt, "Now:") == "Now:\nAdd.\n1 + 2\n"
 
@@ -50,7 +52,10 @@ def test_messages_without_template_are_joined() -> None:
 def test_chat_template() -> None:
     tokenizer = fresh(TEMPLATE)
     assert text_of(tokenizer, Prompt(id="1", text="hi")) == "<user>hi\n<assistant>"
-    assert text_of(tokenizer, Prompt(id="1", text="hi"), "Be brief.") == "<system>Be brief.\n<user>hi\n<assistant>"
+    assert (
+        text_of(tokenizer, Prompt(id="1", text="hi"), "Be brief.")
+        == "<system>Be brief.\n<user>hi\n<assistant>"
+    )
     turns = Prompt(id="1", messages=({"role": "system", "content": "A"}, {"role": "user", "content": "B"}))
     assert text_of(tokenizer, turns, "I") == "<system>I\n\nA\n<user>B\n<assistant>"
 

@@ -61,22 +61,36 @@ def test_any_text_round_trips_and_digits_stay_single(text: str) -> None:
     ids = TOKENIZER(text)["input_ids"]
     assert TOKENIZER.decode(ids) == text
     parts = [TOKENIZER.decode([token]) for token in ids]
-    assert all(len(part) == 1 for part in parts if any(c in "0123456789" for c in part) and part != "Reverse 1 word:")
+    assert all(
+        len(part) == 1 for part in parts if any(c in "0123456789" for c in part) and part != "Reverse 1 word:"
+    )
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
     """A cache with the tiny model in it, and the losses of its warm start."""
     cache, losses = tmp_path_factory.mktemp("cache"), list[float]()
-    embedded_model(DEMOS, TINY, device="cpu", cache_dir=cache, progress=lambda step, steps, loss: losses.append(loss))
+    embedded_model(
+        DEMOS, TINY, device="cpu", cache_dir=cache, progress=lambda step, steps, loss: losses.append(loss)
+    )
     return cache, losses
 
 
 def test_hugging_face_tokenises_identically(built: tuple[Path, list[float]]) -> None:
     (folder,) = (built[0] / "models").iterdir()
-    model, auto = embedded_model(DEMOS, TINY, device="cpu", cache_dir=built[0]), AutoTokenizer.from_pretrained(folder)
+    model, auto = (
+        embedded_model(DEMOS, TINY, device="cpu", cache_dir=built[0]),
+        AutoTokenizer.from_pretrained(folder),
+    )
     original = build(DEMOS, TINY).tokenizer
-    strange = ["", " ", "héllo 世界 🙂\t\r\n", "theory sum of 12 and", "<think>x</think><|end|>", "Reverse 1 word"]
+    strange = [
+        "",
+        " ",
+        "héllo 世界 🙂\t\r\n",
+        "theory sum of 12 and",
+        "<think>x</think><|end|>",
+        "Reverse 1 word",
+    ]
     for text in [*TEXTS, *strange]:
         expected = original(text)["input_ids"]
         assert auto(text)["input_ids"] == expected
@@ -87,8 +101,12 @@ def test_hugging_face_tokenises_identically(built: tuple[Path, list[float]]) -> 
 def test_hugging_face_computes_identically(built: tuple[Path, list[float]]) -> None:
     (folder,) = (built[0] / "models").iterdir()
     model = embedded_model(DEMOS, TINY, device="cpu", cache_dir=built[0])
-    tokens = torch.from_numpy(encode_prompt(model.tokenizer, Prompt(id="", text="State the sum of 3 and 4.")))[None]
-    assert torch.equal(AutoModelForCausalLM.from_pretrained(folder)(tokens).logits, model.module(tokens).logits)
+    tokens = torch.from_numpy(
+        encode_prompt(model.tokenizer, Prompt(id="", text="State the sum of 3 and 4."))
+    )[None]
+    assert torch.equal(
+        AutoModelForCausalLM.from_pretrained(folder)(tokens).logits, model.module(tokens).logits
+    )
     assert (model.stop_token_ids, model.context_length, model.dtype) == ((1,), 64, torch.float32)
 
 
@@ -150,7 +168,9 @@ def test_cache_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="needs demonstrations"):
         embedded_model([], TINY, cache_dir=tmp_path)
-    with pytest.raises(ModelError, match=r"has 103 tokens, above max_position 64: '1111.*Raise model\.embedded"):
+    with pytest.raises(
+        ModelError, match=r"has 103 tokens, above max_position 64: '1111.*Raise model\.embedded"
+    ):
         embedded_model([("1" * 100, "2")], TINY, cache_dir=tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelError, match="cannot be written .*Set POSTGRAD_CACHE"):
@@ -204,6 +224,8 @@ def test_warm_start_learns_to_generalise() -> None:
     right = 0
     for prompt, answer in held_out:
         ids = torch.from_numpy(encode_prompt(model.tokenizer, Prompt(id="", text=prompt)))[None]
-        output = model.module.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False)
+        output = model.module.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False
+        )
         right += model.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True) == answer
     assert right >= 20, (right, len(held_out), losses[-5:])

@@ -54,7 +54,9 @@ def qwen(*, tied: bool = True, **options: object) -> Qwen3ForCausalLM:
 def gpt2() -> GPT2LMHeadModel:
     torch.manual_seed(0)
     return GPT2LMHeadModel(
-        GPT2Config(vocab_size=VOCAB, n_positions=40, n_embd=16, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=1)
+        GPT2Config(
+            vocab_size=VOCAB, n_positions=40, n_embd=16, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=1
+        )
     )
 
 
@@ -191,7 +193,9 @@ def test_absent_paths_are_refused_by_name(folder: Path, monkeypatch: pytest.Monk
         load("")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match=r"'nobody/nothing' is neither a directory here .*HF_HUB_OFFLINE is set"):
+    with pytest.raises(
+        ModelError, match=r"'nobody/nothing' is neither a directory here .*HF_HUB_OFFLINE is set"
+    ):
         load("nobody/nothing")
 
 
@@ -237,7 +241,9 @@ def test_tokenizer_troubles_are_refused(folder: Path) -> None:
 
 
 def test_vocabulary_above_the_embedding_is_refused(tmp_path: Path) -> None:
-    big = build_tokenizer(["alpha beta gamma delta epsilon zeta eta theta iota"] * 5 + ["alpha beta 7"] * 5, 300, 48)
+    big = build_tokenizer(
+        ["alpha beta gamma delta epsilon zeta eta theta iota"] * 5 + ["alpha beta 7"] * 5, 300, 48
+    )
     assert len(big) <= VOCAB
     big.add_tokens([f"<extra_{i}>" for i in range(10)])
     save(Model(qwen(), big), tmp_path / "m")
@@ -246,7 +252,9 @@ def test_vocabulary_above_the_embedding_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["masked", "encoder-decoder"])
-def test_other_architectures_are_refused(kind: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_other_architectures_are_refused(
+    kind: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
     if kind == "masked":
         sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
         module = BertForMaskedLM(BertConfig(vocab_size=VOCAB, **sizes))
@@ -329,7 +337,9 @@ def test_fp32_head_gradient_reaches_the_right_parameter(name: str) -> None:
         assert cosine > 0.999
 
 
-def test_fp32_head_survives_deepcopy_autocast_and_saving(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_fp32_head_survives_deepcopy_autocast_and_saving(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
     module = qwen().to(torch.bfloat16).eval()
     fp32_head(module)
     twin = copy.deepcopy(module)
@@ -340,7 +350,10 @@ def test_fp32_head_survives_deepcopy_autocast_and_saving(tmp_path: Path, tokeniz
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert module(tokens).logits.dtype == torch.float32
     save(Model(module, tokenizer), tmp_path)
-    assert load(tmp_path, device="cpu", dtype="bfloat16").module.state_dict().keys() == module.state_dict().keys()
+    assert (
+        load(tmp_path, device="cpu", dtype="bfloat16").module.state_dict().keys()
+        == module.state_dict().keys()
+    )
 
 
 def test_fp32_head_needs_a_linear_head() -> None:

@@ -124,11 +124,11 @@ def test_no_trained_token_is_more_than_k_versions_old(k: int, batch: int, slots:
 
 
 def test_pipeline_takes_new_weights_in_mid_sequence_and_gets_stale() -> None:
-    batches = run(make("pipeline", 8, slots=40, cost=30), 20)
+    batches = run(make("pipeline", 8, slots=10, cost=3), 30)
     mixed = [s for groups in batches for g in groups for s in g.samples if len(set(s.policy_version.tolist())) > 1]
     lag = [v - s.policy_version.min() for v, groups in enumerate(batches) for g in groups for s in g.samples]
     assert mixed
-    assert max(lag) >= 3
+    assert max(lag) >= 2
 
 
 def test_k1_with_free_updates_is_nearly_on_policy() -> None:

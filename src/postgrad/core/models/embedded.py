@@ -28,7 +28,7 @@ from postgrad.core.models.phrases import build_tokenizer
 from postgrad.core.types import Prompt
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, Qwen3Config
 
 Demonstration = tuple[str, str]
 """(prompt text, answer text)."""
@@ -104,12 +104,24 @@ def content_key(demonstrations: Sequence[Demonstration], config: EmbeddedConfig)
 
 def build(demonstrations: Sequence[Demonstration], config: EmbeddedConfig) -> Model:
     """Tokenizer from the demonstrations and a network with random weights, on the CPU in float32."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import Qwen3ForCausalLM
 
     texts = [part for prompt, answer in demonstrations for part in (f"{prompt}\n", answer)]
     tokenizer = build_tokenizer(texts, config.vocab_size, config.max_position)
-    architecture = Qwen3Config(
-        vocab_size=len(tokenizer),
+    shape = architecture(config, len(tokenizer))
+    shape.eos_token_id, shape.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        module = Qwen3ForCausalLM(shape)
+    return Model(module.float().eval(), tokenizer, source="embedded")
+
+
+def architecture(config: EmbeddedConfig, vocab_size: int) -> Qwen3Config:
+    """The network's shape; the special tokens are for the caller to set."""
+    from transformers import Qwen3Config
+
+    return Qwen3Config(
+        vocab_size=vocab_size,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
         num_hidden_layers=config.num_layers,
@@ -118,14 +130,8 @@ def build(demonstrations: Sequence[Demonstration], config: EmbeddedConfig) -> Mo
         head_dim=config.head_dim,
         max_position_embeddings=config.max_position,
         tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
     )
-    with quiet_transformers(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        module = Qwen3ForCausalLM(architecture)
-    return Model(module.float().eval(), tokenizer, source="embedded")
 
 
 def warm_start(

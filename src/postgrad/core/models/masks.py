@@ -44,7 +44,9 @@ def attention_layout(config: Any) -> AttentionLayout:
     return AttentionLayout(tuple(sorted(set(kinds))), len(kinds), int(window or 0))
 
 
-def additive_mask(layout: AttentionLayout, seen: Tensor, distance: Tensor, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
+def additive_mask(
+    layout: AttentionLayout, seen: Tensor, distance: Tensor, dtype: torch.dtype
+) -> Tensor | dict[str, Tensor]:
     """0 where attention is allowed and the lowest number of `dtype` elsewhere, in the form that the model takes.
 
     Args:

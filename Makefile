@@ -1,0 +1,47 @@
+# make demo   creates .venv, installs, trains the embedded model with RL and shows that it got better
+# make test   creates .venv, installs, runs the tests
+# make check  lint, types, layers, tests
+# make bench  every benchmark in its quick form
+VENV ?= .venv
+PY := $(VENV)/bin/python
+export OMP_NUM_THREADS ?= 2
+export TOKENIZERS_PARALLELISM = false
+UV_INSTALL = UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" $(VENV)/bin/uv pip install -q --compile-bytecode -c constraints.txt
+DEMO_RUN ?= demo-run
+
+.PHONY: demo test check lint bench bench-trl clean
+
+$(VENV)/bin/uv:
+	python3 -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -q uv
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/uv
+	$(UV_INSTALL) --python $(PY) -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/postgrad rl train embedded --out $(DEMO_RUN) --overwrite
+
+test: $(VENV)/.installed
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n 2 -q
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check src tests benchmarks
+	$(VENV)/bin/ruff format --check src tests benchmarks
+	$(VENV)/bin/basedpyright
+	$(VENV)/bin/lint-imports
+
+check: lint test
+
+bench: $(VENV)/.installed
+	$(PY) benchmarks/generation.py --quick
+	$(PY) benchmarks/rl_vs_trl.py --quick
+
+# Peers live in environments of their own.
+bench-trl: $(VENV)/bin/uv
+	python3 -m venv .venv-trl
+	UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" $(VENV)/bin/uv pip install -q --python .venv-trl/bin/python \
+	  -c constraints.txt -e '.[envs,data]' 'trl>=1.16,<1.17' accelerate 'ctranslate2>=4.8,<4.9'
+
+clean:
+	rm -rf $(VENV) .venv-trl $(DEMO_RUN)
