@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, processors
+from transformers import PreTrainedTokenizerFast
+
 from postgrad.core.data import decode_completion, encode_prompt, plain_text
 from postgrad.core.errors import DataError
 from postgrad.core.models.phrases import build_tokenizer
 from postgrad.core.types import Prompt
-from tokenizers import AddedToken, processors
-from transformers import PreTrainedTokenizerFast
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"

@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from postgrad.core.data import encode_prompt
 from postgrad.core.errors import ModelError
 from postgrad.core.models import EmbeddedConfig, embedded, embedded_model
 from postgrad.core.models.embedded import answer_loss, build, cache_root, content_key, lr_share, warm_start
 from postgrad.core.models.phrases import build_tokenizer, learn_phrases
 from postgrad.core.types import Prompt
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SUMS = [(f"State the sum of {a} and {b}.", str(a + b)) for a in range(20) for b in range(20)]
 SPELL = [(f"Reverse 1 word: {a}{b}{c}xy", f"yx{c}{b}{a}") for a in "abcde" for b in "fghij" for c in "klmno"]
@@ -131,8 +132,8 @@ def test_same_seed_same_weights(built: tuple[Path, list[float]], tmp_path: Path)
     again = embedded_model(DEMOS, TINY, device="cpu", cache_dir=tmp_path).module.state_dict()
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(first[name], again[name]) for name in first)
-    other = build(DEMOS, TINY.model_copy(update={"seed": 1})).module.state_dict()
-    assert not torch.equal(other["model.embed_tokens.weight"], build(DEMOS, TINY).module.state_dict()["model.embed_tokens.weight"])  # fmt: skip
+    weights = [build(DEMOS, TINY.model_copy(update={"seed": seed})).module.lm_head.weight for seed in (0, 1)]
+    assert not torch.equal(*weights)
 
 
 def test_damaged_cache_is_built_again(built: tuple[Path, list[float]], tmp_path: Path) -> None:
@@ -173,7 +174,7 @@ def test_refusals(tmp_path: Path) -> None:
     ):
         embedded_model([("1" * 100, "2")], TINY, cache_dir=tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ModelError, match="cannot be written .*Set POSTGRAD_CACHE"):
+    with pytest.raises(ModelError, match=r"cannot be written .*Set POSTGRAD_CACHE"):
         embedded_model(DEMOS, TINY.model_copy(update={"steps": 0}), cache_dir=tmp_path / "file" / "x")
 
 
@@ -213,10 +214,11 @@ def test_learning_rate_schedule() -> None:
 
 
 def test_warm_start_learns_to_generalise() -> None:
-    """The last digit of held-out numbers: chance is 1/10; attending to the right place gives all."""
-    config = TINY.model_copy(update={"steps": 120, "lr": 1e-2})
-    pairs = [(f"Last digit of {number}?", str(number % 10)) for number in range(100, 1000)]
-    held_out, train = pairs[::37], [pair for i, pair in enumerate(pairs) if i % 37]
+    """Which of two far numbers is greater, held out: chance is 1/2; comparing the first digits gives all."""
+    config = TINY.model_copy(update={"steps": 120, "lr": 5e-3})
+    numbers = [(a, b) for a in range(100, 999, 9) for b in range(100, 999, 9) if abs(a - b) > 400]
+    pairs = [(f"Is {a} above {b}?", "Yes" if a > b else "No") for a, b in numbers]
+    held_out, train = pairs[::97], [pair for i, pair in enumerate(pairs) if i % 97]
     model = build(train, config)
     losses: list[float] = []
     warm_start(model, train, config, progress=lambda step, steps, loss: losses.append(loss))
@@ -228,4 +230,4 @@ def test_warm_start_learns_to_generalise() -> None:
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False
         )
         right += model.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True) == answer
-    assert right >= 20, (right, len(held_out), losses[-5:])
+    assert right >= 0.9 * len(held_out), (right, len(held_out), losses[-5:])

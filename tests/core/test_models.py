@@ -12,12 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from postgrad.core.config import resolve
-from postgrad.core.errors import ConfigError, ModelError
-from postgrad.core.models import Model, ModelConfig, fp32_head, latest_checkpoint, load, save
-from postgrad.core.models.head import has_fp32_head
-from postgrad.core.models.model import resolve_device, resolve_dtype
-from postgrad.core.models.phrases import build_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -31,6 +25,13 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+
+from postgrad.core.config import resolve
+from postgrad.core.errors import ConfigError, ModelError
+from postgrad.core.models import Model, ModelConfig, fp32_head, latest_checkpoint, load, save
+from postgrad.core.models.head import has_fp32_head
+from postgrad.core.models.model import resolve_device, resolve_dtype
+from postgrad.core.models.phrases import build_tokenizer
 
 VOCAB = 264
 
@@ -80,7 +81,7 @@ def edit(path: Path, **changes: object) -> None:
 
 
 def test_config_needs_no_torch() -> None:
-    code = "import sys; from postgrad.core.models import ModelConfig; ModelConfig(); assert 'torch' not in sys.modules"
+    code = "import sys, postgrad.core.models as m; m.ModelConfig(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -185,7 +186,7 @@ def test_no_end_token_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerB
 def test_absent_paths_are_refused_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match="Did you mean 'model'"):
         load(folder.parent / "modell")
-    with pytest.raises(ModelError, match="parent .* does not exist either"):
+    with pytest.raises(ModelError, match=r"parent .* does not exist either"):
         load(folder.parent / "a" / "b")
     with pytest.raises(ModelError, match="is a file"):
         load(folder / "config.json")
@@ -217,7 +218,7 @@ def test_missing_and_pickled_weights_are_refused(folder: Path) -> None:
     with pytest.raises(ModelError, match=r"only pickled weights \(pytorch_model\.bin\).*Convert them once"):
         load(folder)
     weights.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ModelError, match="weights in .* cannot be loaded"):
+    with pytest.raises(ModelError, match=r"weights in .* cannot be loaded"):
         load(folder)
 
 
@@ -233,7 +234,7 @@ def test_incomplete_weights_are_refused(folder: Path) -> None:
 
 def test_tokenizer_troubles_are_refused(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(ModelError, match="tokenizer in .* cannot be loaded"):
+    with pytest.raises(ModelError, match=r"tokenizer in .* cannot be loaded"):
         load(folder)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match=r"has no tokenizer \(none of tokenizer\.json"):
@@ -359,5 +360,5 @@ def test_fp32_head_survives_deepcopy_autocast_and_saving(
 def test_fp32_head_needs_a_linear_head() -> None:
     module = qwen()
     module.set_output_embeddings(torch.nn.Identity())
-    with pytest.raises(ModelError, match="need a linear LM head .* has Identity"):
+    with pytest.raises(ModelError, match=r"need a linear LM head .* has Identity"):
         fp32_head(module)

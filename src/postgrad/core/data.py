@@ -1,5 +1,8 @@
 """Prompt → tokens and tokens → text, with or without a chat template. Imports no torch."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# (torch, transformers, tokenizers and huggingface_hub are only partly typed)
+
 from __future__ import annotations
 
 import re
@@ -29,9 +32,9 @@ def encode_prompt(
 ) -> NDArray[np.int64]:
     """The tokens that a completion of `prompt` follows.
 
-    With a chat template: the messages (text becomes one user turn, `instruction` the system turn, or the beginning of
-    the first turn where the template knows no system) and the header of the assistant's turn. Without one: instruction,
-    text and a newline, with the bos token only if the tokenizer adds it by itself.
+    With a chat template: the messages (text becomes one user turn, `instruction` the system turn, or the
+    beginning of the first turn where the template knows no system) and the header of the assistant's turn.
+    Without one: instruction, text and a newline, with the bos token only if the tokenizer adds it by itself.
 
     Returns:
         int64 [P], P ≥ 1.
@@ -61,7 +64,7 @@ def plain_text(prompt: Prompt, instruction: str = "") -> str:
 
 
 def decode_completion(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | NDArray[np.int64]) -> str:
-    """The text of completion tokens, without special tokens but with markers such as `<think>` and `</answer>`."""
+    """The text of completion tokens, without special tokens but with markers such as `<think>`."""
     hidden = _hidden(tokenizer)
     kept = [int(token) for token in ids if int(token) not in hidden]
     return cast("str", tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
@@ -88,7 +91,7 @@ def _encode_chat(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, instruction
             continue
         return list(cast("list[int]", ids))
     raise DataError(
-        f"The chat template of {tokenizer.name_or_path or 'this tokenizer'} refuses prompt {prompt.id!r} with roles "
+        f"The chat template of the tokenizer refuses prompt {prompt.id!r} with roles "
         f"{[turn['role'] for turn in turns]}: {failure}. Give turns that it knows, such as one user message."
     )
 
@@ -98,8 +101,11 @@ def _hidden(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     cached = _hidden_ids.get(tokenizer)
     if cached is None or cached[0] != len(tokenizer):
         added = cast("dict[int, Any]", tokenizer.added_tokens_decoder)
-        named = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+        named = {
+            cast("int | None", t)
+            for t in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        }
         special = {i for i, token in added.items() if token.special and not _MARKER.fullmatch(token.content)}
-        cached = (len(tokenizer), frozenset(int(cast("int", i)) for i in named | special if i is not None))
+        cached = (len(tokenizer), frozenset(i for i in named | special if i is not None))
         _hidden_ids[tokenizer] = cached
     return cached[1]

@@ -5,8 +5,8 @@ Generator and trainer share one virtual clock that counts decode steps: one deco
 weights in mid-sequence and keeps its stale cache. In `ppo` mode the two alternate: k batches, then k updates.
 
 Staleness is paced by admission, not by discarding: a group starts only while fewer than (k + version + 1)·B groups were
-ever started (AReaL, arXiv 2505.24298), and a batch takes the oldest groups first and waits for those that started k
-versions ago. So no token that is trained on is ever more than k versions old.
+ever started (AReaL, arXiv 2505.24298), and a batch takes the oldest complete groups first and waits where the others could
+no longer be taken in time. So no token that is trained on is ever more than k versions old.
 
 B = prompts_per_batch. Nothing here depends on wall time.
 """
@@ -86,8 +86,7 @@ class Scheduler:
         while not self._batch_ready():
             if not self._generate(1, trainer_busy=False):
                 break
-        complete = [gid for gid, running in self._groups.items() if running.complete(self.count)]
-        return [self._take(gid) for gid in complete[: self.batch]]
+        return [self._take(gid) for gid in self._oldest_complete()]
 
     def updated(self) -> bool:
         """An update has been computed; returns whether the engine takes the new weights now.
@@ -150,13 +149,17 @@ class Scheduler:
     def _batch_ready(self) -> bool:
         if self.mode == "ppo":  # the whole phase is generated before its first update
             return bool(self._groups) and self._unfinished == 0 and (self._capacity() == 0 or self.exhausted)
-        complete = 0
-        for running in self._groups.values():  # oldest first
-            if running.complete(self.count):
-                complete += 1
-            elif running.version <= self.version - self.k:
-                return False  # would be more than k versions old at the next update
-        return complete >= self.batch
+        chosen = set(self._oldest_complete())
+        if len(chosen) < self.batch:
+            return False
+        # A group started at version s must be in a batch by version s + k. Taking younger groups first is fine as long as
+        # those that stay can all be taken in time: at most `ahead` batches of them are due within `ahead` more updates.
+        due = [running.version + self.k - self.version for gid, running in self._groups.items() if gid not in chosen]
+        return all(sum(d <= ahead for d in due) <= ahead * self.batch for ahead in range(self.k + 1))
+
+    def _oldest_complete(self) -> list[int]:
+        complete = [gid for gid, running in self._groups.items() if running.complete(self.count)]
+        return complete[: self.batch]
 
     def _take(self, group_id: int) -> Group:
         running = self._groups.pop(group_id)

@@ -101,8 +101,8 @@ class Trainer:
         if not groups:
             return False
         judged = time.perf_counter()
-        metrics = self._describe(groups)
         self._remember(groups)
+        metrics = self._describe(groups)
         if self.transform is not None:
             groups = [self.transform(group) for group in groups]
         before_update = time.perf_counter()

@@ -1,7 +1,7 @@
-"""Models: weights + tokenizer + revision, any Hugging Face causal LM, or a small one built and warm-started here.
+"""Models: weights + tokenizer + revision; any Hugging Face causal LM, or a small one that is built here.
 
-Start at `model.load`; `embedded.embedded_model` makes the small one. `ModelConfig` needs no torch; the rest of this
-face imports it on first use.
+Start at `model.load`; `embedded.embedded_model` makes the small one. `ModelConfig` needs no torch; the rest
+of this face imports it on first use.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from postgrad.core.config import Config
 
 
 class EmbeddedConfig(Config):
-    """The small Qwen3-type model that is built and warm-started when no model path is given (~0.8 M parameters)."""
+    """The small Qwen3-type model that is built and warm-started when no model path is given."""
 
     hidden_size: int = Field(default=128, ge=8)
     """Width D of the residual stream."""
@@ -23,15 +23,20 @@ class EmbeddedConfig(Config):
     intermediate_size: int = Field(default=384, ge=8)
     """Width of the feed-forward layer."""
     vocab_size: int = Field(default=512, ge=264)
-    """Most tokens in the vocabulary: 256 bytes, 4 special tokens, and the common phrases of the demonstrations."""
+    """Most tokens in the vocabulary: 256 bytes, 4 special tokens, common phrases of the demonstrations."""
     max_position: int = Field(default=512, ge=16)
     """Longest sequence, prompt and completion together."""
-    steps: int = Field(default=1500, ge=0)
+    rope_theta: float = Field(default=100.0, gt=1)
+    """Base of the rotary positions: small, since sequences are short."""
+    steps: int = Field(default=400, ge=0)
     """Warm start: supervised updates on the demonstrations. 0 = random weights."""
     batch_size: int = Field(default=64, ge=1)
     """Warm start: demonstrations in one update."""
-    lr: float = Field(default=2e-3, gt=0)
-    """Warm start: peak learning rate of AdamW (linear warm-up over 5 % of the steps, cosine decay to a tenth)."""
+    matrix_lr: float = Field(default=0.02, gt=0)
+    """Warm start: peak learning rate of the weight matrices (Muon). Linear warm-up over 5 % of the steps, then
+    cosine to a tenth."""
+    lr: float = Field(default=3e-3, gt=0)
+    """Warm start: peak learning rate of embeddings and norms (AdamW), same schedule."""
     demonstrations: int = Field(default=8000, ge=1)
     """Warm start: how many (prompt, answer) pairs the caller collects from its tasks."""
     seed: int = 0
@@ -50,13 +55,13 @@ class ModelConfig(Config):
     """The model that a command starts from."""
 
     path: str = ""
-    """Model directory, run directory (its latest checkpoint is taken) or hub name. Empty = the embedded small model."""
+    """Model directory, run directory (latest checkpoint) or hub name. Empty = the embedded small model."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     device: str = "auto"
     """`auto` (the first GPU, else the CPU), `cpu`, `cuda` or `cuda:1`."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the weights. `auto`: float32 on a CPU (bfloat16 is 12 to 30 times slower there), bfloat16 on a GPU."""
+    """Precision of the weights. `auto`: float32 on a CPU (bfloat16 is far slower there), else bfloat16."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for sources that you trust."""
     embedded: EmbeddedConfig = Field(default_factory=EmbeddedConfig)

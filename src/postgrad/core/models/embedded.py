@@ -1,8 +1,12 @@
 """The embedded small model: a Qwen3-type network built from config and warm-started on task demonstrations.
 
-The warm start is the analogue of the supervised stage before RL: it stops early on purpose, so that the model is right
-some of the time and RL has something to sharpen. The result is cached by content and loaded like any other model.
+The warm start is the analogue of the supervised stage before RL: it stops early on purpose, so that the model
+is right some of the time and RL has something to sharpen. The result is cached by content and loaded like any
+other model.
 """
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# (torch, transformers, tokenizers and huggingface_hub are only partly typed)
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -24,6 +28,7 @@ from postgrad.core.data import encode_prompt
 from postgrad.core.errors import ModelError
 from postgrad.core.models.config import EmbeddedConfig
 from postgrad.core.models.model import Model, load, quiet_transformers, resolve_device, save
+from postgrad.core.models.muon import Muon
 from postgrad.core.models.phrases import build_tokenizer
 from postgrad.core.types import Prompt
 
@@ -36,7 +41,7 @@ Demonstration = tuple[str, str]
 Progress = Callable[[int, int, float], None]
 """Called as progress(step, steps, loss) after each update."""
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Part of the cache key: raised whenever the same config and demonstrations would give another model."""
 
 _IGNORE = -100
@@ -56,14 +61,16 @@ def embedded_model(
     """The warm-started small model for these demonstrations, from the cache or built now.
 
     Args:
-        demonstrations: (prompt text, answer text) pairs; the answer alone is trained on, followed by the stop token.
+        demonstrations: (prompt text, answer text) pairs; the answer alone is trained on, followed by the stop
+            token.
         config: sizes and warm start.
         device, dtype: as for `load`; the warm start itself runs in float32.
         progress: told (step, steps, loss) after each update; not called when the model comes from the cache.
         cache_dir: default `$POSTGRAD_CACHE`, else `$XDG_CACHE_HOME/postgrad`, else `~/.cache/postgrad`.
 
     Raises:
-        ModelError: no demonstrations, one that is too long for `max_position`, or a cache that cannot be written.
+        ModelError: no demonstrations, one that is too long for `max_position`, or a cache that cannot be
+            written.
     """
     config = config or EmbeddedConfig()
     folder = cache_root(cache_dir) / "models" / content_key(demonstrations, config)
@@ -77,7 +84,7 @@ def embedded_model(
             "The embedded model needs demonstrations to warm-start on, and got none. Give a task."
         )
     model = build(demonstrations, config)
-    model.module.to(resolve_device(device))  # pyright: ignore[reportArgumentType]
+    cast("torch.nn.Module", model.module).to(resolve_device(device))
     warm_start(model, demonstrations, config, progress=progress)
     _publish(model, folder)
     return load(folder, device=device, dtype=dtype)
@@ -109,11 +116,13 @@ def build(demonstrations: Sequence[Demonstration], config: EmbeddedConfig) -> Mo
     texts = [part for prompt, answer in demonstrations for part in (f"{prompt}\n", answer)]
     tokenizer = build_tokenizer(texts, config.vocab_size, config.max_position)
     shape = architecture(config, len(tokenizer))
-    shape.eos_token_id, shape.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    shape.eos_token_id, shape.pad_token_id = cast(
+        "tuple[int, int]", (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    )
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         module = Qwen3ForCausalLM(shape)
-    return Model(module.float().eval(), tokenizer, source="embedded")
+    return Model(module.eval(), tokenizer, source="embedded")
 
 
 def architecture(config: EmbeddedConfig, vocab_size: int) -> Qwen3Config:
@@ -129,6 +138,7 @@ def architecture(config: EmbeddedConfig, vocab_size: int) -> Qwen3Config:
         num_key_value_heads=config.num_kv_heads,
         head_dim=config.head_dim,
         max_position_embeddings=config.max_position,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
         tie_word_embeddings=True,
         bos_token_id=None,
     )
@@ -141,32 +151,44 @@ def warm_start(
     *,
     progress: Progress | None = None,
 ) -> None:
-    """Supervised training in place: cross-entropy of answer and stop token given the prompt, mean over those tokens.
+    """Supervised training in place: mean cross-entropy of answer and stop tokens, given the prompt.
 
-    AdamW; linear warm-up, then cosine decay. Batches hold sequences of similar length; order fixed by `config.seed`.
+    Muon for the weight matrices, AdamW for the rest; linear warm-up, then cosine decay. Batches hold sequences of similar length; order fixed by
+    `config.seed`.
 
     Raises:
         ModelError: a demonstration is longer than `config.max_position`.
     """
     pairs = _encode(model.tokenizer, demonstrations, config.max_position)
     module = model.module
-    optimizer = torch.optim.AdamW(
-        module.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True
-    )
+    matrices, others = split_parameters(module)
+    muon = Muon(matrices, config.matrix_lr)
+    adamw = torch.optim.AdamW(others, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
     batches = _batches(pairs, config.batch_size, model.pad_token_id, config.seed)
     module.train()
     for step in range(config.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * lr_share(step, config.steps)
+        share = lr_share(step, config.steps)
+        muon.lr = config.matrix_lr * share
+        for group in adamw.param_groups:
+            group["lr"] = config.lr * share
         tokens, targets = (array.to(model.device) for array in next(batches))
         loss = answer_loss(module, tokens, targets)
-        optimizer.zero_grad(set_to_none=True)
+        module.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
+        muon.step()
+        adamw.step()
         if progress is not None:
             progress(step + 1, config.steps, loss.item())
+    module.zero_grad(set_to_none=True)
     module.eval()
+
+
+def split_parameters(module: torch.nn.Module) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    """(weight matrices inside the layers, everything else: the tied embedding and the norms)."""
+    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    matrices = [parameter for name, parameter in named if parameter.dim() == 2 and ".layers." in name]
+    others = [parameter for name, parameter in named if not (parameter.dim() == 2 and ".layers." in name)]
+    return matrices, others
 
 
 def lr_share(step: int, steps: int) -> float:
@@ -190,9 +212,10 @@ def answer_loss(module: torch.nn.Module, tokens: torch.Tensor, targets: torch.Te
         tokens: int64 [B, T], padded on the right.
         targets: int64 [B, T]; the token that follows, −100 where none is learned.
     """
-    hidden = module.model(input_ids=tokens, use_cache=False).last_hidden_state  # pyright: ignore[reportCallIssue]
+    network = cast("Any", module)
+    hidden = cast("torch.Tensor", network.model(input_ids=tokens, use_cache=False).last_hidden_state)
     learned = targets != _IGNORE
-    return F.cross_entropy(module.lm_head(hidden[learned]), targets[learned])  # pyright: ignore[reportCallIssue]
+    return F.cross_entropy(cast("torch.Tensor", network.lm_head(hidden[learned])), targets[learned])
 
 
 def _encode(
@@ -207,7 +230,7 @@ def _encode(
         if len(tokens) > max_position:
             raise ModelError(
                 f"A demonstration has {len(tokens)} tokens, above max_position {max_position}: "
-                f"{prompt_text[:60]!r}. Raise model.embedded.max_position, or make the task's prompts shorter."
+                f"{prompt_text[:60]!r}. Raise model.embedded.max_position, or shorten the task's prompts."
             )
         pairs.append((tokens, len(prompt)))
     return pairs
@@ -216,7 +239,7 @@ def _encode(
 def _batches(
     pairs: Sequence[tuple[NDArray[np.int64], int]], batch_size: int, pad: int, seed: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless (tokens, targets), int64 [B, T]: shuffled, then sorted by length within buckets of a few batches."""
+    """Endless (tokens, targets), int64 [B, T]: shuffled, then sorted by length within a few batches."""
     random = np.random.default_rng(seed)
     lengths = np.array([len(tokens) for tokens, _ in pairs])
     bucket = batch_size * _BUCKET_BATCHES
@@ -228,7 +251,7 @@ def _batches(
             part = part[np.argsort(lengths[part], kind="stable")]
             chunks += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
         for index in random.permutation(len(chunks)):
-            chosen = [pairs[i] for i in chunks[index]]
+            chosen = [pairs[int(i)] for i in chunks[int(index)]]
             width = max(len(tokens) for tokens, _ in chosen) - 1
             inputs = np.full((len(chosen), width), pad, dtype=np.int64)
             targets = np.full((len(chosen), width), _IGNORE, dtype=np.int64)
@@ -239,7 +262,7 @@ def _batches(
 
 
 def _publish(model: Model, folder: Path) -> None:
-    """Write the model beside `folder`, then rename: a reader sees all of it or nothing; the first builder wins."""
+    """Write the model beside `folder`, then rename: readers see all or nothing; the first builder wins."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

@@ -1,4 +1,4 @@
-"""Logits in fp32 on a bf16 model (ScaleRL §3.2): generator and trainer then agree on log-probs far more closely."""
+"""Logits in fp32 on a bf16 model (ScaleRL §3.2), so that generator and trainer agree on log-probs."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ def _forward_fp32(head: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
 def fp32_head(module: PreTrainedModel, enabled: bool = True) -> None:
     """Make the LM head compute fp32 logits, or undo it. Works on any causal LM, with tied embeddings too.
 
-    Only the head's `forward` is replaced, so parameters, their dtype, their ties and the `state_dict` keys stay as
-    they are, and the embedding look-up still happens in the weights' own dtype. Survives `copy.deepcopy`.
+    Only the head's `forward` is replaced, so parameters, their dtype, their ties and the `state_dict` keys
+    stay as they are, and the embedding look-up still happens in the weights' own dtype. Survives
+    `copy.deepcopy`.
 
     Args:
         module: a Hugging Face causal LM.
@@ -34,7 +35,7 @@ def fp32_head(module: PreTrainedModel, enabled: bool = True) -> None:
     Raises:
         ModelError: the model's head is no `torch.nn.Linear` with floating-point weights.
     """
-    head = module.get_output_embeddings()
+    head = cast("object", module.get_output_embeddings())
     if not isinstance(head, torch.nn.Linear) or not head.weight.is_floating_point():
         raise ModelError(
             f"fp32 logits need a linear LM head with floating-point weights; {type(module).__name__} has "
@@ -48,5 +49,5 @@ def fp32_head(module: PreTrainedModel, enabled: bool = True) -> None:
 
 def has_fp32_head(module: PreTrainedModel) -> bool:
     """Whether `fp32_head` is in force on this model."""
-    forward = getattr(module.get_output_embeddings(), "forward", None)
+    forward = getattr(cast("object", module.get_output_embeddings()), "forward", None)
     return getattr(forward, "__func__", None) is _forward_fp32

@@ -1,10 +1,13 @@
-"""Model: weights + tokenizer + revision. `load` reads any Hugging Face causal LM, `save` writes one that they read."""
+"""Model: weights + tokenizer + revision. `load` reads any Hugging Face causal LM, `save` writes one."""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# (torch, transformers, tokenizers and huggingface_hub are only partly typed)
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -26,7 +29,8 @@ class Model:
 
     Attributes:
         module: the network, in evaluation mode when it comes from `load`.
-        tokenizer: never changed by postgrad (a missing pad token is answered by `pad_token_id`, not written into it).
+        tokenizer: never changed by postgrad (a missing pad token is answered by `pad_token_id`, not written
+            into it).
         source: the directory or hub name that it was asked for.
         revision: commit of a hub model, else None.
     """
@@ -53,17 +57,19 @@ class Model:
 
     @property
     def context_length(self) -> int | None:
-        """Longest sequence in tokens, prompt and completion together; None = the architecture sets no limit."""
-        limit = getattr(self.module.config.get_text_config(), "max_position_embeddings", None)
+        """Longest sequence in tokens, prompt and completion together; None = no limit is set."""
+        config = cast("Any", self.module.config)
+        limit = getattr(config.get_text_config(), "max_position_embeddings", None)
         return int(limit) if limit else None
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end a completion: those of the generation config, then the tokenizer's eos; no duplicates."""
+        """Tokens that end a completion: those of the generation config, then the tokenizer's eos."""
         stops: list[int] = []
         generation = getattr(self.module, "generation_config", None)
         for found in (getattr(generation, "eos_token_id", None), self.tokenizer.eos_token_id):
-            for token in found if isinstance(found, list) else [found]:
+            tokens = cast("list[int | None]", found if isinstance(found, list) else [found])
+            for token in tokens:
                 if token is not None and token not in stops:
                     stops.append(int(token))
         return tuple(stops)
@@ -101,7 +107,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 @contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Generator[None]:
     """Silence transformers' log, progress bars and Python warnings; what matters is raised as ModelError."""
     from transformers.utils import logging
 
@@ -147,15 +153,16 @@ def load(
         module = _load_module(path, precision, trust_remote_code=trust_remote_code)
     model = Model(module, tokenizer, source=str(path_or_name), revision=commit)
     _check_tokens(model, path)
-    module.to(place)  # pyright: ignore[reportArgumentType]
+    cast("torch.nn.Module", module).to(place)
     module.eval()
     return model
 
 
 def save(model: Model, path: str | Path) -> None:
-    """Write weights (safetensors), config and tokenizer so that `AutoModelForCausalLM.from_pretrained(path)` works.
+    """Write weights (safetensors), config and tokenizer; `AutoModelForCausalLM.from_pretrained` reads them.
 
-    Writes into `path` directly, and leaves other files there alone; a run's checkpoints add the atomic rename.
+    Writes into `path` directly, and leaves other files there alone; a run's checkpoints add the atomic
+    rename.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -192,7 +199,7 @@ def _check_config(path: Path, *, trust_remote_code: bool) -> None:
         what = ", ".join(architectures) or f"model_type {config.model_type!r}"
         raise ModelError(
             f"{path} is not a causal language model but {what}. "
-            "Valid: architectures that AutoModelForCausalLM loads, such as Qwen3ForCausalLM or LlamaForCausalLM."
+            "Valid: architectures that AutoModelForCausalLM loads, such as Qwen3ForCausalLM."
         )
 
 
@@ -225,7 +232,7 @@ def _load_module(path: Path, dtype: torch.dtype, *, trust_remote_code: bool) -> 
     except Exception as error:  # OSError, SafetensorError, size mismatches (RuntimeError), import errors
         raise ModelError(
             f"The weights in {path} cannot be loaded ({_first_line(error)}). "
-            "Check that every *.safetensors file of the index is there and complete; copy or download it again."
+            "Check that every *.safetensors file of the index is complete; copy or download it again."
         ) from None
     module, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     missing = sorted(info.get("missing_keys", ()))
@@ -242,14 +249,15 @@ def _check_tokens(model: Model, path: Path) -> None:
     """Raise ModelError when there is no stop token or a token without an embedding."""
     if not model.stop_token_ids:
         raise ModelError(
-            f"{path} has no end-of-sequence token, neither in the tokenizer nor in generation_config.json, so a "
-            'completion would never stop. Set one: tokenizer.eos_token = "TOKEN"; tokenizer.save_pretrained(DIR).'
+            f"{path} has no end-of-sequence token, neither in the tokenizer nor in generation_config.json: "
+            'completions would never stop. Set one: tokenizer.eos_token = "TOKEN"; '
+            "tokenizer.save_pretrained(DIR)."
         )
-    num_embeddings = model.module.get_input_embeddings().weight.shape[0]
+    num_embeddings = int(cast("torch.nn.Embedding", model.module.get_input_embeddings()).weight.shape[0])
     highest = max(model.tokenizer.get_vocab().values(), default=-1)
     highest = max(highest, *model.stop_token_ids)
-    if highest >= int(num_embeddings):
+    if highest >= num_embeddings:
         raise ModelError(
-            f"The tokenizer in {path} has token id {highest}, but the model has only {num_embeddings} embeddings. "
-            "Use the tokenizer that belongs to the model, or model.resize_token_embeddings(len(tokenizer)) and train."
+            f"The tokenizer in {path} has token id {highest}, but the model has only {num_embeddings} "
+            "embeddings. Use its own tokenizer, or model.resize_token_embeddings(len(tokenizer)) and train."
         )

@@ -1,4 +1,7 @@
-"""Where the files of a model are: a model directory, a run directory, or a snapshot of the hub. Imports no torch."""
+"""Where the files of a model are: a model directory, a run, or a snapshot of the hub. Imports no torch."""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# (torch, transformers, tokenizers and huggingface_hub are only partly typed)
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ _HUB_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
 
 def latest_checkpoint(run: str | Path) -> Path | None:
-    """The checkpoint with the highest step in `run`/checkpoints (or in `run`, if that is the checkpoints folder).
+    """The checkpoint with the highest step in `run`/checkpoints, or in `run` if it is that folder.
 
     Returns:
         The directory `step_N` with the largest N, or None when there is none.
@@ -43,10 +46,11 @@ def latest_checkpoint(run: str | Path) -> Path | None:
 def locate(
     path_or_name: str | Path, revision: str | None, *, trust_remote_code: bool
 ) -> tuple[Path, str | None]:
-    """The local directory that holds the model, checked for its files, and the commit it came from (hub only).
+    """The local directory that holds the model, checked for its files, and its commit (hub only).
 
     Raises:
-        ModelError: no such directory, no model in it, no safetensors, no tokenizer, or the hub cannot be reached.
+        ModelError: no such directory, no model in it, no safetensors, no tokenizer, or the hub cannot be
+            reached.
     """
     if not str(path_or_name):
         raise ModelError("The model path is empty. Give a model directory, a run directory or a hub name.")
@@ -95,7 +99,7 @@ def _sibling_hint(path: Path) -> str:
 def _from_hub(name: str, revision: str | None, *, trust_remote_code: bool) -> tuple[Path, str]:
     """Download (or find in the cache) the safetensors, configs and tokenizer of a hub model."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars  # pyright: ignore[reportUnknownVariableType]
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
     patterns = [*_HUB_PATTERNS, *(["*.py"] if trust_remote_code else [])]
     disable_progress_bars()
@@ -111,9 +115,9 @@ def _from_hub(name: str, revision: str | None, *, trust_remote_code: bool) -> tu
     except Exception as error:  # many kinds: offline, not found, gated, bad name, disk full
         offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
         reason = (
-            "HF_HUB_OFFLINE is set and it is not in the local cache; unset it, or download the model on a machine with a network"
+            "HF_HUB_OFFLINE is set and it is not in the local cache; unset it, or download it elsewhere"
             if offline
-            else f"the hub says {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+            else f"the hub says {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         )
         at = f" at revision {revision!r}" if revision else ""
         raise ModelError(
@@ -135,13 +139,13 @@ def _check_files(path: Path) -> None:
             )
         raise ModelError(
             f"{path} is no model directory: it has no config.json. "
-            "Valid: a directory written by save_pretrained or by a run (RUN/checkpoints/step_N, or RUN itself)."
+            "Valid: a directory written by save_pretrained or by a run (RUN/checkpoints/step_N, or RUN)."
         )
     if not any(path.glob("*.safetensors")):
         pickled = sorted(file.name for pattern in _PICKLED for file in path.glob(pattern))
         if pickled:
             raise ModelError(
-                f"{path} has only pickled weights ({', '.join(pickled[:3])}), which can run code when they are "
+                f"{path} has only pickled weights ({', '.join(pickled[:3])}), which can run code when "
                 "opened; postgrad reads safetensors only. Convert them once, if you trust them: "
                 "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)."
             )

@@ -1,12 +1,16 @@
 """The embedded model's tokenizer: common phrases, else bytes; a digit is always a token of its own.
 
-A phrase is a maximal run of common atoms (words, punctuation) of the demonstrations that is common itself, so a
-template such as "Find the Greatest Common Divisor (GCD) of these numbers: " is one token, a rare word is spelled
-letter by letter (which makes it possible to reverse it or to count its letters), and any UTF-8 text round-trips.
-The result is an ordinary `tokenizer.json`: a byte-level BPE without merges, whose pre-tokenizer finds the phrases.
+A phrase is a maximal run of common atoms (words, punctuation) of the demonstrations that is common itself, so
+a template such as "Find the Greatest Common Divisor (GCD) of these numbers: " is one token, a rare word is
+spelled letter by letter (which makes it possible to reverse it or to count its letters), and any UTF-8 text
+round-trips. The result is an ordinary `tokenizer.json`: a byte-level BPE without merges, whose pre-tokenizer
+finds the phrases.
 
 Assumption: the demonstrations come from templates. On free text it degrades to words and bytes.
 """
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# (torch, transformers, tokenizers and huggingface_hub are only partly typed)
 
 from __future__ import annotations
 
@@ -30,9 +34,9 @@ _Place = tuple[int, int]
 def learn_phrases(texts: Sequence[str], num_phrases: int, min_share: float = 0.002) -> list[str]:
     """The phrases and words that save the most tokens.
 
-    A phrase starts at the beginning of a text or where another one ended, and grows by the next atom for as long as
-    that atom follows in at least `_BRANCH` of its occurrences (`_FIXED` for a digit or a letter, which is then part of
-    the template and not of the question).
+    A phrase starts at the beginning of a text or where another one ended, and grows by the next atom for as
+    long as that atom follows in at least `_BRANCH` of its occurrences (`_FIXED` for a digit or a letter,
+    which is then part of the template and not of the question).
 
     Args:
         texts: prompts and answers of the demonstrations.
@@ -40,7 +44,8 @@ def learn_phrases(texts: Sequence[str], num_phrases: int, min_share: float = 0.0
         min_share: words and phrases in a smaller share of the texts than this are left to the bytes.
 
     Returns:
-        Phrases, those that save most first; ties in alphabetical order, so the result is a function of `texts` alone.
+        Phrases, those that save most first; ties in alphabetical order, so the result is a function of
+        `texts` alone.
     """
     corpus = [_ATOM.findall(text) for text in texts]
     least = max(2.0, min_share * len(texts))
@@ -67,7 +72,7 @@ def _by_next_atom(corpus: Sequence[list[str]], places: Sequence[_Place]) -> dict
 def _grow(
     corpus: Sequence[list[str]], places: Sequence[_Place], length: int, least: float, saved: Counter[str]
 ) -> list[_Place]:
-    """Grow the phrase of `length` atoms that stands at `places`; adds to `saved`, returns where its forms end."""
+    """Grow the phrase of `length` atoms at `places`; adds to `saved`, returns where its forms end."""
     text, position = places[0]
     atoms = corpus[text][position : position + length]
     if _is_payload(atoms[0]):
@@ -91,12 +96,12 @@ def _grow(
 
 
 def _is_payload(atom: str) -> bool:
-    """Whether an atom looks like a part of the question rather than of its template: a digit or a single letter."""
+    """Whether an atom looks like part of the question rather than of its template: a digit or a letter."""
     return len(atom) == 1 and atom.isalnum()
 
 
 def _template_part(phrase: str) -> str:
-    """The phrase, cut before its first digit unless it has letters enough: then the digit belongs to the template.
+    """The phrase, cut before its first digit unless it has many letters: then the digit is of the template.
 
     >>> _template_part("Base 10 numbers are like this: "), _template_part(".0 + ")
     ('Base 10 numbers are like this: ', '.')
