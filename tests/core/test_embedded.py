@@ -17,7 +17,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from postgrad.core.data import encode_prompt
 from postgrad.core.errors import ModelError
 from postgrad.core.models import EmbeddedConfig, embedded, embedded_model
-from postgrad.core.models.embedded import answer_loss, build, cache_root, content_key, lr_share, warm_start
+from postgrad.core.models.embedded import (
+    answer_loss,
+    build,
+    cache_root,
+    content_key,
+    lr_share,
+    split_parameters,
+    warm_start,
+)
+from postgrad.core.models.muon import Muon, orthogonalise
 from postgrad.core.models.phrases import build_tokenizer, learn_phrases
 from postgrad.core.types import Prompt
 
@@ -25,9 +34,16 @@ SUMS = [(f"State the sum of {a} and {b}.", str(a + b)) for a in range(20) for b 
 SPELL = [(f"Reverse 1 word: {a}{b}{c}xy", f"yx{c}{b}{a}") for a in "abcde" for b in "fghij" for c in "klmno"]
 DEMOS = SUMS + SPELL
 TINY = EmbeddedConfig(
-    hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=16, intermediate_size=64, max_position=64,
-    steps=6, batch_size=16,
-)  # fmt: skip
+    hidden_size=32,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=16,
+    intermediate_size=64,
+    max_position=64,
+    steps=6,
+    batch_size=16,
+)
 TEXTS = [text for prompt, answer in DEMOS for text in (f"{prompt}\n", answer)]
 TOKENIZER = build_tokenizer(TEXTS, 320, 64)
 
@@ -231,3 +247,46 @@ def test_warm_start_learns_to_generalise() -> None:
         )
         right += model.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True) == answer
     assert right >= 0.9 * len(held_out), (right, len(held_out), losses[-5:])
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 12), (2, 6, 20), (2, 20, 6)])
+def test_orthogonalise_keeps_the_singular_vectors(shape: tuple[int, ...]) -> None:
+    """U·S·Vᵀ → U·S'·Vᵀ with every S' near 1, whatever the scale of the matrix."""
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e-3
+    result = orthogonalise(matrices)
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    inner = left.mT @ result @ right.mT
+    values = inner.diagonal(dim1=-2, dim2=-1)
+    assert ((values > 0.3) & (values < 1.3)).all()
+    assert values.median() > 0.65
+    torch.testing.assert_close(inner, torch.diag_embed(values), atol=1e-4, rtol=0)
+
+
+def test_muon_against_a_loop_over_matrices() -> None:
+    """Two steps on matrices of two shapes; momentum, decay and the √(R/C) scale written out."""
+    generator = torch.Generator().manual_seed(0)
+    starts = [torch.randn(shape, generator=generator) for shape in [(8, 4), (8, 4), (4, 8)]]
+    parameters = [torch.nn.Parameter(start.clone()) for start in starts]
+    muon = Muon(parameters, lr=0.1, momentum=0.5, weight_decay=0.2)
+    expected, momenta = starts, [torch.zeros_like(start) for start in starts]
+    for _ in range(2):
+        gradients = [torch.randn(start.shape, generator=generator) for start in starts]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        muon.step()
+        momenta = [0.5 * m + g for m, g in zip(momenta, gradients, strict=True)]
+        expected = [
+            w * (1 - 0.1 * 0.2)
+            - 0.1 * max(1, w.shape[0] / w.shape[1]) ** 0.5 * orthogonalise((g + 0.5 * m)[None])[0]
+            for w, g, m in zip(expected, gradients, momenta, strict=True)
+        ]
+    for parameter, value in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.detach(), value, atol=1e-5, rtol=1e-5)
+
+
+def test_every_parameter_is_trained_by_one_optimiser() -> None:
+    module = build(DEMOS, TINY).module
+    matrices, others = split_parameters(module)
+    assert {id(p) for p in matrices} | {id(p) for p in others} == {id(p) for p in module.parameters()}
+    assert len(matrices) == TINY.num_layers * 7
+    assert not {id(p) for p in matrices} & {id(p) for p in others}

@@ -129,7 +129,7 @@ def test_dtype_and_device() -> None:
     assert resolve_dtype("auto", cpu) == torch.float32
     assert resolve_dtype("auto", torch.device("cuda")) == torch.bfloat16
     assert resolve_dtype("bfloat16", cpu) == torch.bfloat16
-    with pytest.raises(ModelError, match="Unknown dtype 'float16'. Valid: auto, float32, bfloat16"):
+    with pytest.raises(ModelError, match=r"Unknown dtype 'float16'\. Valid: auto, float32, bfloat16"):
         resolve_dtype("float16", cpu)
     with pytest.raises(ModelError, match="Unknown device 'gpu'"):
         resolve_device("gpu")
@@ -319,7 +319,7 @@ def test_fp32_head(name: str) -> None:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_fp32_head_gradient_reaches_the_right_parameter(name: str) -> None:
-    """A fp64 copy with the same weights is the reference; embedding gradients hold both uses of a tied weight."""
+    """A fp64 copy is the reference; embedding gradients hold both uses of a tied weight."""
     module = HEADS[name]().to(torch.bfloat16).eval()
     reference = copy.deepcopy(module).double()
     fp32_head(module)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
@@ -19,7 +20,6 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
-from transformers import AutoModelForCausalLM
 
 from postgrad.core.errors import EngineError
 from postgrad.core.models.model import Model
@@ -85,7 +85,14 @@ def prompts(count: int, seed: int = 0, low: int = 1, high: int = 12) -> list[np.
 def requests(count: int, max_tokens: int = 20, temperature: float = 1.0, **changes: object) -> list[Request]:
     tokens = prompts(count)
     return [
-        Request(id=i, group_id=i, prompt_tokens=tokens[i], max_tokens=max_tokens, temperature=temperature, **changes)  # type: ignore[arg-type]
+        Request(
+            id=i,
+            group_id=i,
+            prompt_tokens=tokens[i],
+            max_tokens=max_tokens,
+            temperature=temperature,
+            **changes,
+        )  # type: ignore[arg-type]
         for i in range(count)
     ]
 
@@ -107,7 +114,9 @@ def test_greedy_equals_generate_token_for_token(name: str) -> None:
     wanted = requests(7, max_tokens=24, temperature=0.0)
     for request, sample in zip(wanted, generate(engine, wanted), strict=True):
         ids = torch.from_numpy(request.prompt_tokens)[None]
-        output = model.module.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)
+        output = model.module.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False
+        )
         expected = output[0, ids.shape[1] :].tolist()
         assert sample.token_ids.tolist() == expected
         assert sample.stop_reason == ("stop" if expected[-1] == EOS else "length")
@@ -234,7 +243,9 @@ def test_no_interruption_after_the_marker() -> None:
     free = generate(TorchEngine(model, slots=8, max_length=64), requests(8, max_tokens=14))
     marker = int(next(sample for sample in free if sample.num_tokens > 4).token_ids[2])
     wanted = requests(8, max_tokens=14, interrupt_at=5, interrupt_tokens=(50, 51), interrupt_unless=marker)
-    for before, sample in zip(free, generate(TorchEngine(model, slots=8, max_length=64), wanted), strict=True):
+    for before, sample in zip(
+        free, generate(TorchEngine(model, slots=8, max_length=64), wanted), strict=True
+    ):
         spared = marker in before.token_ids[:5] or before.num_tokens <= 5
         assert sample.interrupted != spared
         if spared:
@@ -244,14 +255,23 @@ def test_no_interruption_after_the_marker() -> None:
 def test_mixed_sampling_parameters_in_one_batch() -> None:
     model = build("qwen3")
     base = requests(6)
-    changes = [{}, {"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-6}, {"temperature": 2.0}, {"top_p": 0.5, "top_k": 3}]
+    changes = [
+        {},
+        {"temperature": 0.0},
+        {"top_k": 1},
+        {"top_p": 1e-6},
+        {"temperature": 2.0},
+        {"top_p": 0.5, "top_k": 3},
+    ]
     mixed = [replace(request, **change) for request, change in zip(base, changes, strict=True)]
     together = generate(TorchEngine(model, slots=6, max_length=64), mixed)
     for request, sample in zip(mixed, together, strict=True):
         alone = generate(TorchEngine(model, slots=1, max_length=64), [request])[0]
         assert alone.token_ids.tolist() == sample.token_ids.tolist()
     for index in (2, 3):  # only the most likely token is left
-        greedy = generate(TorchEngine(model, slots=1, max_length=64), [replace(base[index], temperature=0.0)])[0]
+        greedy = generate(
+            TorchEngine(model, slots=1, max_length=64), [replace(base[index], temperature=0.0)]
+        )[0]
         assert greedy.token_ids.tolist() == together[index].token_ids.tolist()
 
 
@@ -291,9 +311,13 @@ def test_models_without_a_kv_cache_per_token_are_refused() -> None:
     from transformers import BloomConfig
 
     torch.manual_seed(0)
-    module = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=1, n_head=4)).eval()
+    module = AutoModelForCausalLM.from_config(
+        BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=1, n_head=4)
+    ).eval()
     with pytest.raises(EngineError, match="BloomForCausalLM"):
-        TorchEngine(Model(module=module, tokenizer=Tokenizer(), source="", revision=None), slots=2, max_length=16)  # type: ignore[arg-type]
+        TorchEngine(
+            Model(module=module, tokenizer=Tokenizer(), source="", revision=None), slots=2, max_length=16
+        )  # type: ignore[arg-type]
 
 
 def test_an_engine_leaves_the_model_alone() -> None:

@@ -29,10 +29,16 @@ def test_advantages_equal_a_loop(norm: ops.AdvantageNorm, seed: int) -> None:
     centred = [float(reward[i] - reward[group == group[i]].mean()) for i in range(len(reward))]
     expected = []
     for i, value in enumerate(centred):
-        pool = centred if norm == "batch" else [c for c, g in zip(centred, group.tolist(), strict=True) if g == int(group[i])]
+        pool = (
+            centred
+            if norm == "batch"
+            else [c for c, g in zip(centred, group.tolist(), strict=True) if g == int(group[i])]
+        )
         deviation = math.sqrt(sum(c * c for c in pool) / len(pool)) if norm != "none" else 1.0
         expected.append(value / deviation)
-    torch.testing.assert_close(ops.advantages(reward, group, norm), torch.tensor(expected), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        ops.advantages(reward, group, norm), torch.tensor(expected), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_batch_norm_divides_by_the_std_of_advantages_not_of_rewards() -> None:
@@ -56,7 +62,12 @@ def test_equal_rewards_have_no_variance_whatever_their_value() -> None:
     reward = torch.tensor([0.3, 0.3, 0.3, 0.2, 0.9, 0.9])
     group = torch.tensor([0, 0, 0, 1, 1, 2])
     assert ops.has_variance(reward, group).tolist() == [False, True, False]
-    assert ops.advantages(torch.full((4,), 0.1), torch.zeros(4, dtype=torch.long), "batch").tolist() == [0, 0, 0, 0]
+    assert ops.advantages(torch.full((4,), 0.1), torch.zeros(4, dtype=torch.long), "batch").tolist() == [
+        0,
+        0,
+        0,
+        0,
+    ]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -69,7 +80,11 @@ def test_token_weights_equal_the_formulas(seed: int) -> None:
         tokens = torch.cat([values[sample == i] for i in members])
         per_prompt.append(tokens.mean())
         per_sample.append(torch.stack([values[sample == i].mean() for i in members]).mean())
-    expected = {"prompt": torch.stack(per_prompt).mean(), "sample": torch.stack(per_sample).mean(), "token": values.mean()}
+    expected = {
+        "prompt": torch.stack(per_prompt).mean(),
+        "sample": torch.stack(per_sample).mean(),
+        "token": values.mean(),
+    }
     for aggregation, value in expected.items():
         weight = ops.token_weights(sample, group, aggregation)  # type: ignore[arg-type]
         assert float(weight.sum()) == pytest.approx(1, abs=1e-5)

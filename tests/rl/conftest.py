@@ -27,7 +27,10 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "qwen3": lambda: Qwen3Config(**BASE, tie_word_embeddings=True),
     "gpt2": lambda: GPT2Config(vocab_size=VOCAB, n_positions=96, n_embd=32, n_layer=2, n_head=4),
     "gemma3": lambda: Gemma3TextConfig(
-        **BASE, sliding_window=5, layer_types=["sliding_attention", "full_attention"], final_logit_softcapping=4.0
+        **BASE,
+        sliding_window=5,
+        layer_types=["sliding_attention", "full_attention"],
+        final_logit_softcapping=4.0,
     ),
 }
 

@@ -55,7 +55,9 @@ def test_entropy_is_that_of_the_predicting_distribution(model: Model) -> None:
     ids = torch.from_numpy(np.concatenate([samples[0].prompt_tokens, samples[0].token_ids]))[None]
     logits = model.module(ids).logits[0, len(samples[0].prompt_tokens) - 1 : -1]
     expected = torch.distributions.Categorical(logits=logits).entropy()
-    torch.testing.assert_close(row_logps(model, row).entropy[: len(expected)], expected.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        row_logps(model, row).entropy[: len(expected)], expected.detach(), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("loss", ["cispo", "grpo", "gspo", "reinforce"])

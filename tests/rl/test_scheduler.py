@@ -35,7 +35,9 @@ class CountingEngine:
     def step(self) -> list[Sample]:
         while self.queue and len(self.running) < self.slots:
             self.running.append(self.queue.pop(0))
-        grown = [replace(r, tokens=(*r.tokens, 5), versions=(*r.versions, self.version)) for r in self.running]
+        grown = [
+            replace(r, tokens=(*r.tokens, 5), versions=(*r.versions, self.version)) for r in self.running
+        ]
         done = [r for r in grown if len(r.tokens) >= self.length(r)]
         self.running = [r for r in grown if len(r.tokens) < self.length(r)]
         return [
@@ -63,7 +65,10 @@ class CountingEngine:
 class FakeRollout:
     def requests(self, prompt: Prompt, group_id: int, count: int) -> list[Request]:
         tokens = np.array([1, 2])
-        return [Request(id=group_id * count + i, group_id=group_id, prompt_tokens=tokens, max_tokens=99) for i in range(count)]
+        return [
+            Request(id=group_id * count + i, group_id=group_id, prompt_tokens=tokens, max_tokens=99)
+            for i in range(count)
+        ]
 
     def decode(self, sample: Sample) -> str:
         return "text"
@@ -81,7 +86,9 @@ class FakeJudge:
         return [Verdict(1.0) for _ in tickets]
 
 
-def make(mode: str, k: int, batch: int = 4, slots: int = 6, longest: int = 60, cost: int = 7, prompts: int = 10**6) -> Scheduler:
+def make(
+    mode: str, k: int, batch: int = 4, slots: int = 6, longest: int = 60, cost: int = 7, prompts: int = 10**6
+) -> Scheduler:
     numbers = iter(range(prompts))
 
     def next_prompt() -> Prompt | None:
@@ -109,15 +116,23 @@ def run(scheduler: Scheduler, updates: int) -> list[list[Group]]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(k=st.integers(1, 6), batch=st.integers(1, 6), slots=st.integers(1, 30), longest=st.integers(1, 120), cost=st.integers(0, 50))
-def test_no_trained_token_is_more_than_k_versions_old(k: int, batch: int, slots: int, longest: int, cost: int) -> None:
+@given(
+    k=st.integers(1, 6),
+    batch=st.integers(1, 6),
+    slots=st.integers(1, 30),
+    longest=st.integers(1, 120),
+    cost=st.integers(0, 50),
+)
+def test_no_trained_token_is_more_than_k_versions_old(
+    k: int, batch: int, slots: int, longest: int, cost: int
+) -> None:
     scheduler = make("pipeline", k, batch, slots, longest, cost)
     for version in range(12):
         groups = scheduler.next_batch()
         assert len(groups) == batch
         for group in groups:
             for sample in group.samples:
-                assert 0 <= version - sample.policy_version.min()
+                assert version - sample.policy_version.min() >= 0
                 assert version - sample.policy_version.min() <= k
         assert scheduler.updated()
         scheduler.engine.load_weights({}, scheduler.version)
@@ -125,7 +140,9 @@ def test_no_trained_token_is_more_than_k_versions_old(k: int, batch: int, slots:
 
 def test_pipeline_takes_new_weights_in_mid_sequence_and_gets_stale() -> None:
     batches = run(make("pipeline", 8, slots=10, cost=3), 30)
-    mixed = [s for groups in batches for g in groups for s in g.samples if len(set(s.policy_version.tolist())) > 1]
+    mixed = [
+        s for groups in batches for g in groups for s in g.samples if len(set(s.policy_version.tolist())) > 1
+    ]
     lag = [v - s.policy_version.min() for v, groups in enumerate(batches) for g in groups for s in g.samples]
     assert mixed
     assert max(lag) >= 2

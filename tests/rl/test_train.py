@@ -59,7 +59,9 @@ def options(folder: Path, reward: str = "digits", **changes: Any) -> dict[str, A
         write_data(folder)
     return {
         "steps": 6,
-        "data.tasks": [{"name": "digits", "path": str(data), "reward": f"{folder / 'my_rewards.py'}:{reward}"}],
+        "data.tasks": [
+            {"name": "digits", "path": str(data), "reward": f"{folder / 'my_rewards.py'}:{reward}"}
+        ],
         "data.holdout_fraction": 0.2,
         "model.embedded.hidden_size": 32,
         "model.embedded.num_layers": 2,
@@ -186,7 +188,10 @@ def test_a_killed_run_resumes_to_the_same_metrics(tmp_path: Path, kill_at: int) 
     _, errors = survivor.communicate(timeout=240)
     assert survivor.returncode == 0, errors.decode()
     assert stable(Run.open(out)) == stable(Run.open(tmp_path / "straight"))
-    final = [Run.open(tmp_path / name).checkpoints()[-1][1] / "model.safetensors" for name in ("killed", "straight")]
+    final = [
+        Run.open(tmp_path / name).checkpoints()[-1][1] / "model.safetensors"
+        for name in ("killed", "straight")
+    ]
     assert final[0].read_bytes() == final[1].read_bytes()
 
 
@@ -209,20 +214,31 @@ def test_ctrl_c_writes_a_checkpoint_and_the_run_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reward", "status"), [("raises", "verify_errors"), ("hangs", "verify_timeouts"), ("nan", "verify_non_finite")]
+    ("reward", "status"),
+    [("raises", "verify_errors"), ("hangs", "verify_timeouts"), ("nan", "verify_non_finite")],
 )
-def test_a_reward_that_always_fails_stops_the_run_with_its_words(tmp_path: Path, reward: str, status: str) -> None:
+def test_a_reward_that_always_fails_stops_the_run_with_its_words(
+    tmp_path: Path, reward: str, status: str
+) -> None:
     small = {"data.verify_timeout_s": 0.05, "algorithm.prompts_per_batch": 2, "algorithm.samples_per_prompt": 2,
              "eval.prompts": 2, "eval.samples_per_prompt": 1, "engine.slots": 4}  # fmt: skip
     with pytest.raises(TrainingError, match="could be verified") as caught:
         train(config=config(tmp_path, reward, **small), out=tmp_path / "run", quiet=True)
-    expected = {"verify_errors": "no such number", "verify_timeouts": "timeout", "verify_non_finite": "non_finite"}
+    expected = {
+        "verify_errors": "no such number",
+        "verify_timeouts": "timeout",
+        "verify_non_finite": "non_finite",
+    }
     assert expected[status] in str(caught.value)
     assert Run.open(tmp_path / "run").status == "failed"
 
 
 def test_samples_whose_verification_fails_are_counted_and_left_out(tmp_path: Path) -> None:
-    run = train(config=config(tmp_path, "picky", **{"algorithm.success_threshold": 1.0}), out=tmp_path / "run", quiet=True)
+    run = train(
+        config=config(tmp_path, "picky", **{"algorithm.success_threshold": 1.0}),
+        out=tmp_path / "run",
+        quiet=True,
+    )
     rows = run.metrics()[1:]
     assert any(row["rollout/verify_failed_fraction"] > 0 for row in rows)
     for row in rows:
@@ -231,7 +247,11 @@ def test_samples_whose_verification_fails_are_counted_and_left_out(tmp_path: Pat
 
 
 def test_mastered_prompts_leave_the_stream(tmp_path: Path) -> None:
-    run = train(config=config(tmp_path, "half", **{"algorithm.success_threshold": 0.0}), out=tmp_path / "run", quiet=True)
+    run = train(
+        config=config(tmp_path, "half", **{"algorithm.success_threshold": 0.0}),
+        out=tmp_path / "run",
+        quiet=True,
+    )
     rows = run.metrics()
     assert rows[-1]["curriculum/removed_prompts"] == 36  # every sample passes: each prompt is seen once
     assert rows[1]["curriculum/removed_prompts"] == 6
@@ -239,8 +259,14 @@ def test_mastered_prompts_leave_the_stream(tmp_path: Path) -> None:
 
 
 def test_held_out_prompts_are_never_trained_on(tmp_path: Path) -> None:
-    run = train(config=config(tmp_path, **{"run.log_samples": 6, "eval.prompts": 1000}), out=tmp_path / "run", quiet=True)
-    trained = {row["prompt_id"] for row in run.samples() if row["phase"] == "train" and row["step"] not in (0, 3)}
+    run = train(
+        config=config(tmp_path, **{"run.log_samples": 6, "eval.prompts": 1000}),
+        out=tmp_path / "run",
+        quiet=True,
+    )
+    trained = {
+        row["prompt_id"] for row in run.samples() if row["phase"] == "train" and row["step"] not in (0, 3)
+    }
     held_out = {row["prompt_id"] for row in run.samples() if row["phase"] in ("before", "after")}
     assert trained
     assert held_out

@@ -34,7 +34,9 @@ def resolve_config(
         data = read_toml(find_recipe("embedded"))
     data = deep_merge(data, nested)
     if tasks:
-        known = {item.get("name"): item for item in data.get("data", {}).get("tasks", []) if isinstance(item, dict)}
+        known = {
+            item.get("name"): item for item in data.get("data", {}).get("tasks", []) if isinstance(item, dict)
+        }
         data = deep_merge(data, {"data": {"tasks": [known.get(name, {"name": name}) for name in tasks]}})
     return validate(RLConfig, data)
 
@@ -102,7 +104,9 @@ def headline(run: Run) -> str:
     rows = [row for row in run.metrics() if row.get("eval/pass_rate") is not None]
 
     def show(row: Mapping[str, Any]) -> str:
-        return f"{row['eval/pass_rate']:.2f} [{row['eval/pass_rate_low']:.2f}, {row['eval/pass_rate_high']:.2f}]"
+        return (
+            f"{row['eval/pass_rate']:.2f} [{row['eval/pass_rate_low']:.2f}, {row['eval/pass_rate_high']:.2f}]"
+        )
 
     return f"held-out pass rate: {show(rows[0])} -> {show(rows[-1])}"
 

@@ -22,7 +22,11 @@ class Config(BaseModel):
     """Base of every config: frozen, unknown keys refused, field docstrings are the help."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
     )
 
 
@@ -34,7 +38,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"No config file at {path}. Give a .toml file, or leave it out to use the defaults.") from None
+        raise ConfigError(
+            f"No config file at {path}. Give a .toml file, or leave it out to use the defaults."
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"Cannot read the config file {path}: {error}") from None
     try:
@@ -45,7 +51,9 @@ def read_toml(path: Path) -> dict[str, Any]:
             return cast("dict[str, Any]", data)
         return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path} is not valid {path.suffix.lstrip('.').upper() or 'TOML'}: {error}") from None
+        raise ConfigError(
+            f"{path} is not valid {path.suffix.lstrip('.').upper() or 'TOML'}: {error}"
+        ) from None
 
 
 def parse_value(text: str) -> Any:
@@ -148,7 +156,9 @@ def _explain(config_type: type[Config], item: dict[str, Any]) -> str:
         return f"Missing key {dotted!r}."
     message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
     where = f"{dotted}: " if dotted else ""
-    received = "" if isinstance(item.get("input"), (dict, BaseModel)) else f" (received {item.get('input')!r})"
+    received = (
+        "" if isinstance(item.get("input"), (dict, BaseModel)) else f" (received {item.get('input')!r})"
+    )
     return f"{where}{message}{received}"
 
 

@@ -33,6 +33,8 @@ def find_recipe(name: str) -> Path:
     if name in recipes:
         return recipes[name]
     if path.is_dir():
-        raise ConfigError(f"{name} is a directory that holds no run. A recipe is a .toml file or a shipped name.")
+        raise ConfigError(
+            f"{name} is a directory that holds no run. A recipe is a .toml file or a shipped name."
+        )
     hint = nearest(Path(name).stem, recipes) if recipes else ""
     raise ConfigError(f"No recipe {name!r}: neither a file nor the name of a shipped recipe. {hint}".rstrip())

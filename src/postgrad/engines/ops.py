@@ -65,7 +65,9 @@ def sample(
     logps = logits.log_softmax(-1)
     cdf = logps.exp().cumsum(-1)
     # Strictly greater than the threshold, and scaled by the last entry: a token of probability 0 is never drawn.
-    token = torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None], right=True).clamp_(max=logits.shape[-1] - 1)
+    token = torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None], right=True).clamp_(
+        max=logits.shape[-1] - 1
+    )
     return Sampled(token[:, 0], logps.gather(1, token)[:, 0])
 
 

@@ -45,7 +45,9 @@ def read_data(config: RLConfig) -> Data:
         for prompt in choose_prompts(sides.train, config.model.embedded.demonstrations):
             answer = by_name[prompt.task].demonstration(prompt)
             if answer is not None:
-                demonstrations.append((plain_text(prompt, config.data.instruction).removesuffix("\n"), answer))
+                demonstrations.append(
+                    (plain_text(prompt, config.data.instruction).removesuffix("\n"), answer)
+                )
     return Data(sides, demonstrations)
 
 
@@ -54,7 +56,11 @@ def load_model(config: RLConfig, data: Data, progress: Progress | None = None) -
     options = config.model
     if not options.path:
         return embedded_model(
-            data.demonstrations, options.embedded, device=options.device, dtype=options.dtype, progress=progress
+            data.demonstrations,
+            options.embedded,
+            device=options.device,
+            dtype=options.dtype,
+            progress=progress,
         )
     return load(
         options.path,
@@ -76,7 +82,9 @@ def fitting(prompts: Sequence[Prompt], rollout: Rollout, note: Note) -> tuple[li
             "tokens). Raise it, or shorten the prompts."
         )
     if len(kept) < len(prompts):
-        note(f"{len(prompts) - len(kept)} of {len(prompts)} prompts are longer than {limit} tokens and are left out.")
+        note(
+            f"{len(prompts) - len(kept)} of {len(prompts)} prompts are longer than {limit} tokens and are left out."
+        )
     return kept, max(length for length in lengths if length <= limit)
 
 
@@ -94,7 +102,7 @@ def make_engine(model: Model, config: RLConfig, longest_prompt: int) -> TorchEng
         slots=config.engine.slots,
         max_length=needed,
         fp32_head=config.algorithm.fp32_head,
-        compile=config.engine.compile == "on",
+        compile=config.engine.compile,
         prefill_tokens=config.engine.prefill_tokens,
     )
 
@@ -143,7 +151,9 @@ def train(
             policy = load_model(config, data, _show_warm_start(run))
         if resume:
             run.truncate_after(last[0] if last is not None else -1)
-        with VerifierPool(config.data.tasks, config.data.verify_workers, config.data.verify_timeout_s) as judge:
+        with VerifierPool(
+            config.data.tasks, config.data.verify_workers, config.data.verify_timeout_s
+        ) as judge:
             trainer = _assemble(run, policy, config, data, judge)
             if last is not None:
                 trainer.resume(last[1])
@@ -154,7 +164,9 @@ def train(
 def _assemble(run: Run, policy: Model, config: RLConfig, data: Data, judge: VerifierPool) -> Trainer:
     rollout = Rollout(policy, config.length, config.algorithm, config.seed, config.data.instruction)
     training, longest = fitting(data.split.train, rollout, run.note)
-    held_out, longest_held_out = fitting(choose_prompts(data.split.held_out, config.eval.prompts), rollout, run.note)
+    held_out, longest_held_out = fitting(
+        choose_prompts(data.split.held_out, config.eval.prompts), rollout, run.note
+    )
     batch = config.algorithm.prompts_per_batch
     if len(training) < batch:
         raise DataError(
@@ -171,7 +183,9 @@ def _assemble(run: Run, policy: Model, config: RLConfig, data: Data, judge: Veri
     return Trainer(run, policy, engine, config, judge, stream, held_out)
 
 
-def evaluate_model(config: RLConfig, progress: Progress | None = None, note: Note = lambda text: None) -> Evaluation:
+def evaluate_model(
+    config: RLConfig, progress: Progress | None = None, note: Note = lambda text: None
+) -> Evaluation:
     """mean@k of `config.model` on the held-out prompts of `config.data`."""
     data = read_data(config)
     model = load_model(config, data, progress)
@@ -179,11 +193,16 @@ def evaluate_model(config: RLConfig, progress: Progress | None = None, note: Not
     held_out, longest = fitting(choose_prompts(data.split.held_out, config.eval.prompts), rollout, note)
     engine = make_engine(model, config, longest)
     with VerifierPool(config.data.tasks, config.data.verify_workers, config.data.verify_timeout_s) as judge:
-        return evaluate(engine, rollout, judge, held_out, config.eval.samples_per_prompt, config.eval.temperature)
+        return evaluate(
+            engine, rollout, judge, held_out, config.eval.samples_per_prompt, config.eval.temperature
+        )
 
 
 def _configure(
-    config: RLConfig | None, model: Model | str | Path | None, task: str | Sequence[str] | None, overrides: Mapping[str, Any]
+    config: RLConfig | None,
+    model: Model | str | Path | None,
+    task: str | Sequence[str] | None,
+    overrides: Mapping[str, Any],
 ) -> RLConfig:
     dotted = {key.replace("__", "."): value for key, value in overrides.items()}
     if isinstance(model, (str, Path)):

@@ -25,8 +25,8 @@ class AlgorithmConfig(Config):
     """ε of CISPO: the importance ratio is min(ρ, ε). The cap itself, not 1+ε (paper: 4, 5 and 8 are equivalent)."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     """ε⁻ of grpo, dapo and gspo."""
-    clip_high: float = Field(default=0.2, gt=0)
-    """ε⁺ of grpo and gspo; dapo's asymmetric value is 0.26."""
+    clip_high: float | None = Field(default=None, gt=0)
+    """ε⁺ of grpo, dapo and gspo. None = 0.26 for dapo (asymmetric), 0.2 for the others."""
     aggregation: Literal["prompt", "sample", "token"] = "prompt"
     """Whose mean the loss is: prompts weigh the same (paper), samples do, or tokens do."""
     advantage_norm: Literal["batch", "group", "none"] = "batch"
@@ -89,7 +89,7 @@ class LengthConfig(Config):
             if self.interrupt_max >= self.max_completion_tokens:
                 raise ValueError(
                     f"interrupt_max {self.interrupt_max} leaves no room for an answer below max_completion_tokens "
-                    f"{self.max_completion_tokens}; lower it, or set interrupt_min = \"none\" for no interruptions"
+                    f'{self.max_completion_tokens}; lower it, or set interrupt_min = "none" for no interruptions'
                 )
         return self
 

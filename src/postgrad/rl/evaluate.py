@@ -77,5 +77,7 @@ def _metrics(groups: Sequence[Group], rollout: Rollout) -> dict[str, float]:
         metrics[f"{prefix}/pass_rate_high"] = rate.high
     samples = [sample for group in groups for sample in group.samples]
     metrics["eval/completion_tokens_mean"] = sum(sample.num_tokens for sample in samples) / len(samples)
-    metrics["eval/truncated_fraction"] = sum(sample.stop_reason == "length" for sample in samples) / len(samples)
+    metrics["eval/truncated_fraction"] = sum(sample.stop_reason == "length" for sample in samples) / len(
+        samples
+    )
     return metrics

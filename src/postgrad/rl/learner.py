@@ -81,13 +81,14 @@ def loss_terms(
     config: AlgorithmConfig, logp: Tensor, behaviour_logp: Tensor, advantage: Tensor, sample: Tensor
 ) -> ops.LossTerms:
     """The per-token terms of the configured loss."""
+    high = config.clip_high or (0.26 if config.loss == "dapo" else 0.2)
     match config.loss:
         case "cispo":
             return ops.cispo(logp, behaviour_logp, advantage, config.cap)
         case "grpo" | "dapo":
-            return ops.clipped(logp, behaviour_logp, advantage, config.clip_low, config.clip_high)
+            return ops.clipped(logp, behaviour_logp, advantage, config.clip_low, high)
         case "gspo":
-            return ops.gspo(logp, behaviour_logp, advantage, sample, config.clip_low, config.clip_high)
+            return ops.gspo(logp, behaviour_logp, advantage, sample, config.clip_low, high)
         case "reinforce":
             return ops.reinforce(logp, behaviour_logp, advantage)
 
@@ -135,7 +136,12 @@ class Learner:
         batch = make_batch(groups, self.algorithm)
         if batch is None:
             self.num_updates += 1
-            return {"loss/trained_groups": 0.0, "loss/trained_samples": 0.0, "loss/trained_tokens": 0.0, "loss/skipped": 1.0}
+            return {
+                "loss/trained_groups": 0.0,
+                "loss/trained_samples": 0.0,
+                "loss/trained_tokens": 0.0,
+                "loss/skipped": 1.0,
+            }
         metrics = self.accumulate(batch)
         metrics["loss/grad_norm"] = self._step()
         metrics["loss/lr"] = self.lr
@@ -147,15 +153,24 @@ class Learner:
         """Forward and backward over all micro-batches; gradients are left in the parameters."""
         device = self.model.device
         advantage = batch.advantage.to(device)[batch.sample.to(device)]
-        sample, behaviour_logp, weight = (x.to(device) for x in (batch.sample, batch.behaviour_logp, batch.weight))
+        sample, behaviour_logp, weight = (
+            x.to(device) for x in (batch.sample, batch.behaviour_logp, batch.weight)
+        )
         loss = torch.zeros((), device=device)
         logps, ratios = torch.zeros_like(behaviour_logp), torch.zeros_like(behaviour_logp)
-        entropies, limited = torch.zeros_like(behaviour_logp), torch.zeros_like(behaviour_logp, dtype=torch.bool)
+        entropies, limited = (
+            torch.zeros_like(behaviour_logp),
+            torch.zeros_like(behaviour_logp, dtype=torch.bool),
+        )
         for row in rows(batch.samples, self.config.micro_batch_tokens):
             place = row.place.to(device)
             statistics = row_logps(self.model, row, self.algorithm.temperature)
             terms = loss_terms(
-                self.algorithm, statistics.logp, behaviour_logp[place], advantage[place], sample[place] - sample[place[0]]
+                self.algorithm,
+                statistics.logp,
+                behaviour_logp[place],
+                advantage[place],
+                sample[place] - sample[place[0]],
             )
             row_loss = (weight[place] * terms.term).sum()
             row_loss.backward()

@@ -96,7 +96,10 @@ class LossTerms(NamedTuple):
 
 
 def cispo(
-    logp: Float[Tensor, " T"], behaviour_logp: Float[Tensor, " T"], advantage: Float[Tensor, " T"], cap: float = 5.0
+    logp: Float[Tensor, " T"],
+    behaviour_logp: Float[Tensor, " T"],
+    advantage: Float[Tensor, " T"],
+    cap: float = 5.0,
 ) -> LossTerms:
     """−sg(min(ρ, ε))·Â·log π_train, ρ = π_train/π_gen (paper eq. of §4; truncated importance sampling REINFORCE).
 
@@ -177,5 +180,3 @@ def mismatch_kl(logp: Float[Tensor, " T"], behaviour_logp: Float[Tensor, " T"]) 
     """
     log_ratio = (logp - behaviour_logp).detach()
     return Mismatch(-log_ratio.mean(), (log_ratio.exp() - 1 - log_ratio).mean())
-
-

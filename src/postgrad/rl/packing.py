@@ -78,7 +78,9 @@ def _row(samples: Sequence[Sample], starts: Sequence[int]) -> Row:
     source: list[np.ndarray] = []
     target: list[np.ndarray] = []
     place: list[np.ndarray] = []
-    where: dict[int, tuple[int, int]] = {}  # group -> (segment of its prompt, index of the prompt's last token)
+    where: dict[
+        int, tuple[int, int]
+    ] = {}  # group -> (segment of its prompt, index of the prompt's last token)
     length = count = 0
 
     def append(tokens: np.ndarray, first_position: int, prompt_segment: int) -> None:
@@ -120,7 +122,12 @@ def row_logps(model: Model, row: Row, temperature: float = 1.0) -> TokenStatisti
     own = segment[:, None] == segment[None]
     seen = (own & (distance >= 0)) | (segment[None] == prompt[:, None])
     seen &= distance >= 0
-    mask = additive_mask(attention_layout(model.module.config), seen[None, None], distance[None, None], _activation_dtype(model))
+    mask = additive_mask(
+        attention_layout(model.module.config),
+        seen[None, None],
+        distance[None, None],
+        _activation_dtype(model),
+    )
     keep, inverse = torch.unique(source, return_inverse=True)
     logits = model.module(
         input_ids=token[None],

@@ -78,7 +78,11 @@ def make_plan(config: RLConfig) -> Plan:
     layers = attention_layout(module.config).num_layers
     length = config.length.max_prompt_tokens + config.length.max_completion_tokens
     context = getattr(text, "max_position_embeddings", None) or length
-    tokens = config.algorithm.prompts_per_batch * config.algorithm.samples_per_prompt * config.length.max_completion_tokens
+    tokens = (
+        config.algorithm.prompts_per_batch
+        * config.algorithm.samples_per_prompt
+        * config.length.max_completion_tokens
+    )
     return Plan(
         num_parameters=num_parameters,
         weights_bytes=num_parameters * size,

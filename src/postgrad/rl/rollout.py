@@ -36,7 +36,9 @@ class Rollout:
         """Prompt tokens, int64 [P]."""
         return encode_prompt(self.model.tokenizer, prompt, self.instruction)
 
-    def requests(self, prompt: Prompt, group_id: int, count: int, temperature: float | None = None) -> list[Request]:
+    def requests(
+        self, prompt: Prompt, group_id: int, count: int, temperature: float | None = None
+    ) -> list[Request]:
         """`count` requests of one prompt. Request ids are group_id·count + i: each fixes its own random numbers."""
         tokens = self.encode(prompt)
         phrase, unless = self._interruption()
@@ -68,7 +70,11 @@ class Rollout:
     def _interruption(self) -> tuple[tuple[int, ...], int | None]:
         encode = self.model.tokenizer.encode
         phrase = tuple(encode(self.length.interrupt_phrase, add_special_tokens=False))
-        unless = encode(self.length.interrupt_unless, add_special_tokens=False) if self.length.interrupt_unless else []
+        unless = (
+            encode(self.length.interrupt_unless, add_special_tokens=False)
+            if self.length.interrupt_unless
+            else []
+        )
         return phrase, unless[0] if len(unless) == 1 else None
 
     def decode(self, sample: Sample) -> str:

@@ -21,8 +21,14 @@ from postgrad.core.protocols import Engine, Judge
 from postgrad.core.types import Group, Prompt, Sample
 from postgrad.rl.config import AlgorithmConfig, ScheduleConfig
 from postgrad.rl.rollout import Rollout
-from postgrad.rl.state import prompt_from_json, prompt_to_json, request_from_json, request_to_json
-from postgrad.rl.state import sample_from_json, sample_to_json
+from postgrad.rl.state import (
+    prompt_from_json,
+    prompt_to_json,
+    request_from_json,
+    request_to_json,
+    sample_from_json,
+    sample_to_json,
+)
 
 
 @dataclass
@@ -154,7 +160,11 @@ class Scheduler:
             return False
         # A group started at version s must be in a batch by version s + k. Taking younger groups first is fine as long as
         # those that stay can all be taken in time: at most `ahead` batches of them are due within `ahead` more updates.
-        due = [running.version + self.k - self.version for gid, running in self._groups.items() if gid not in chosen]
+        due = [
+            running.version + self.k - self.version
+            for gid, running in self._groups.items()
+            if gid not in chosen
+        ]
         return all(sum(d <= ahead for d in due) <= ahead * self.batch for ahead in range(self.k + 1))
 
     def _oldest_complete(self) -> list[int]:

@@ -113,7 +113,10 @@ class Trainer:
         self.step += 1
         ended = time.perf_counter()
         metrics |= self._clock_metrics()
-        metrics |= {"time/train_s": updated - before_update, "time/generate_s": judged - started + ended - updated}
+        metrics |= {
+            "time/train_s": updated - before_update,
+            "time/generate_s": judged - started + ended - updated,
+        }
         metrics |= self._speed(groups, metrics, ended - started)
         last = self.step == self.config.steps
         if last or (self.config.eval.every and self.step % self.config.eval.every == 0):
@@ -139,7 +142,12 @@ class Trainer:
         """Evaluates the engine's present weights; the engine must be idle."""
         options = self.config.eval
         return evaluate(
-            self.engine, self.rollout, self.judge, self.held_out, options.samples_per_prompt, options.temperature
+            self.engine,
+            self.rollout,
+            self.judge,
+            self.held_out,
+            options.samples_per_prompt,
+            options.temperature,
         )
 
     # -- bookkeeping ---------------------------------------------------------------------------------------------
@@ -165,7 +173,9 @@ class Trainer:
             )
         tokens = np.array([sample.num_tokens for sample in samples])
         rewards = [sample.reward for sample in samples if sample.reward is not None]
-        lag = self.scheduler.version - np.concatenate([sample.policy_version[sample.loss_mask] for sample in samples])
+        lag = self.scheduler.version - np.concatenate(
+            [sample.policy_version[sample.loss_mask] for sample in samples]
+        )
         flat = [group for group in groups if len(set(group.rewards)) <= 1]
         return {
             "rollout/pass_rate": float(np.mean([self.rollout.passed(sample) for sample in samples])),
@@ -178,7 +188,11 @@ class Trainer:
             "rollout/verify_failed_fraction": len(failed) / len(samples),
             **{
                 f"rollout/verify_{name}": sum(verdict.status == status for verdict in failed)
-                for name, status in (("timeouts", "timeout"), ("errors", "error"), ("non_finite", "non_finite"))
+                for name, status in (
+                    ("timeouts", "timeout"),
+                    ("errors", "error"),
+                    ("non_finite", "non_finite"),
+                )
             },
             "staleness/mean": float(lag.mean()),
             "staleness/max": int(lag.max()),
@@ -286,7 +300,9 @@ class Trainer:
             if self._interrupted:
                 raise KeyboardInterrupt
             self._interrupted = True
-            self.run.note("Interrupted: finishing this update and writing a checkpoint (again to stop at once).")
+            self.run.note(
+                "Interrupted: finishing this update and writing a checkpoint (again to stop at once)."
+            )
 
         try:
             old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -28,7 +28,7 @@ class EmbeddedConfig(Config):
     """Longest sequence, prompt and completion together."""
     rope_theta: float = Field(default=100.0, gt=1)
     """Base of the rotary positions: small, since sequences are short."""
-    steps: int = Field(default=400, ge=0)
+    steps: int = Field(default=250, ge=0)
     """Warm start: supervised updates on the demonstrations. 0 = random weights."""
     batch_size: int = Field(default=64, ge=1)
     """Warm start: demonstrations in one update."""

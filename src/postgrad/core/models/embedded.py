@@ -153,8 +153,8 @@ def warm_start(
 ) -> None:
     """Supervised training in place: mean cross-entropy of answer and stop tokens, given the prompt.
 
-    Muon for the weight matrices, AdamW for the rest; linear warm-up, then cosine decay. Batches hold sequences of similar length; order fixed by
-    `config.seed`.
+    Muon for the weight matrices, AdamW for the rest; linear warm-up, then cosine decay. Batches hold sequences
+    of similar length; order fixed by `config.seed`.
 
     Raises:
         ModelError: a demonstration is longer than `config.max_position`.

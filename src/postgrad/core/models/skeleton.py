@@ -25,5 +25,5 @@ def load_skeleton(config: ModelConfig) -> PreTrainedModel:
             shape: Any = architecture(config.embedded, config.embedded.vocab_size)
         else:
             path, _ = locate(config.path, config.revision, trust_remote_code=trust)
-            shape = AutoConfig.from_pretrained(path, trust_remote_code=trust)
-        return cast("PreTrainedModel", AutoModelForCausalLM.from_config(shape, trust_remote_code=trust))
+            shape = cast("Any", AutoConfig).from_pretrained(path, trust_remote_code=trust)
+        return cast("Any", AutoModelForCausalLM).from_config(shape, trust_remote_code=trust)

@@ -55,21 +55,32 @@ class _SlotLayer(CacheLayerMixin):
         self.slots, self.length = slots, length
         self.position = torch.zeros(0, dtype=torch.long)
         self.context = 0
+        self.key_cache = self.value_cache = torch.zeros(0)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        for name, state in (("keys", key_states), ("values", value_states)):
-            shape = (self.slots, state.shape[1], self.length, state.shape[3])
-            setattr(self, name, torch.zeros(shape, dtype=state.dtype, device=state.device))
+        def allocate(state: Tensor) -> Tensor:
+            return state.new_zeros(self.slots, state.shape[1], self.length, state.shape[3])
+
+        self.key_cache, self.value_cache = allocate(key_states), allocate(value_states)
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         n = len(self.position)
         rows = torch.arange(n, device=key_states.device)
-        self.keys[rows, :, self.position] = key_states[:, :, 0]
-        self.values[rows, :, self.position] = value_states[:, :, 0]
-        return self.keys[:n, :, : self.context], self.values[:n, :, : self.context]
+        self.key_cache[rows, :, self.position] = key_states[:, :, 0]
+        self.value_cache[rows, :, self.position] = value_states[:, :, 0]
+        return self.key_cache[:n, :, : self.context], self.value_cache[:n, :, : self.context]
+
+    def write(self, slot: Tensor, keys: Tensor, values: Tensor) -> None:
+        """keys, values: [N, K, P, hd], into positions 0..P−1 of the slots [N]."""
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        self.key_cache[slot, :, : keys.shape[2]] = keys
+        self.value_cache[slot, :, : keys.shape[2]] = values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.context, 0
@@ -120,20 +131,18 @@ class HFDecoder:
     def prefill(self, token: Tensor, row: Tensor, slot: Tensor) -> None:
         cache = DynamicCache()  # without a config every layer keeps all positions, sliding ones too
         self.module(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        for layer, new in zip(self.layers, cache.layers, strict=False):
-            keys, values = new.keys, new.values
-            if keys is None or values is None:
-                raise EngineError(f"{type(self.module).__name__} shares KV caches between layers; this is not supported")
-            if not layer.is_initialized:
-                layer.lazy_initialization(keys, values)
-            layer.keys[slot, :, : token.shape[1]] = keys[row]
-            layer.values[slot, :, : token.shape[1]] = values[row]
+        for index, layer in enumerate(self.layers):
+            new: Any = cache.layers[index] if index < len(cache.layers) else None
+            if new is None or new.keys is None:
+                raise EngineError(
+                    f"{type(self.module).__name__} shares KV caches between layers; this is not supported"
+                )
+            layer.write(slot, new.keys[row], new.values[row])
 
     @torch.inference_mode()
     def copy(self, source: Tensor, target: Tensor, length: int) -> None:
         for layer in self.layers:
-            layer.keys[target, :, :length] = layer.keys[source, :, :length]
-            layer.values[target, :, :length] = layer.values[source, :, :length]
+            layer.write(target, layer.key_cache[source, :, :length], layer.value_cache[source, :, :length])
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor]) -> None:
@@ -145,7 +154,9 @@ class HFDecoder:
 def matches_forward(decoder: Decoder, module: PreTrainedModel) -> bool:
     """Whether prefill + decode give the logits of one plain forward pass, on a short random sequence."""
     generator = torch.Generator().manual_seed(0)
-    token = torch.randint(0, module.config.get_text_config().vocab_size, (1, 6), generator=generator).to(module.device)
+    token = torch.randint(0, module.config.get_text_config().vocab_size, (1, 6), generator=generator).to(
+        module.device
+    )
     was_training = module.training
     module.eval()
     expected = module(input_ids=token, use_cache=False).logits[0, -1].float()

@@ -31,7 +31,13 @@ _CONTEXT_STEP = 16
 
 
 def make_decoder(
-    model: Model, slots: int, length: int, *, fp32_head: bool, compile: bool, kind: Literal["auto", "hf"] = "auto"
+    model: Model,
+    slots: int,
+    length: int,
+    *,
+    fp32_head: bool,
+    compile: bool,
+    kind: Literal["auto", "hf"] = "auto",
 ) -> Decoder:
     """The fastest decoder that reproduces the model's forward pass. Raises EngineError if none does."""
     module = model.module
@@ -46,7 +52,12 @@ def make_decoder(
     )
     try:
         same = matches_forward(decoder, module)
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:  # raised inside the model's own code
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+        AttributeError,
+    ) as error:  # raised inside the model's own code
         raise EngineError(f"{refusal}: {type(error).__name__}: {error}") from error
     if not same:
         raise EngineError(f"{refusal}: its logits differ from those of a plain forward pass.")
@@ -81,7 +92,9 @@ class TorchEngine:
                 f"max_length {max_length} is above the model's context of {model.context_length} tokens; "
                 "lower length.max_prompt_tokens or length.max_completion_tokens"
             )
-        self.decoder = make_decoder(model, slots, max_length, fp32_head=fp32_head, compile=compile, kind=decoder)
+        self.decoder = make_decoder(
+            model, slots, max_length, fp32_head=fp32_head, compile=compile, kind=decoder
+        )
         self.slots, self.max_length, self.prefill_tokens = slots, max_length, prefill_tokens
         self.version = 0
         self.num_decoded_tokens = 0
@@ -106,7 +119,10 @@ class TorchEngine:
         self._version = table(torch.long)
         self._position = column(torch.long)  # of the last known token
         self._last = column(torch.long)  # position at which the length limit is reached
-        self._active, self._quiet = column(torch.bool), column(torch.bool)  # quiet: interruption no longer possible
+        self._active, self._quiet = (
+            column(torch.bool),
+            column(torch.bool),
+        )  # quiet: interruption no longer possible
         self._unless = column(torch.long, -1)
         self._temperature, self._top_p = column(torch.float32, 1), column(torch.float32, 1)
         self._top_k = column(torch.long)
@@ -124,7 +140,9 @@ class TorchEngine:
                     f"takes 1 to {self.max_length} in all, with at least one of each."
                 )
             if len(request.tokens) >= request.max_tokens:
-                raise EngineError(f"Request {request.id} already has its {request.max_tokens} completion tokens.")
+                raise EngineError(
+                    f"Request {request.id} already has its {request.max_tokens} completion tokens."
+                )
         self._queue.extend(requests)
 
     @torch.inference_mode()
@@ -135,7 +153,10 @@ class TorchEngine:
             return []
         position = self._position[:n]
         token = self._token[:n].gather(1, position[:, None])[:, 0]
-        context = min(self.max_length, (int(self._host_position[:n].max()) + _CONTEXT_STEP) // _CONTEXT_STEP * _CONTEXT_STEP)
+        context = min(
+            self.max_length,
+            (int(self._host_position[:n].max()) + _CONTEXT_STEP) // _CONTEXT_STEP * _CONTEXT_STEP,
+        )
         logits = self.decoder.decode(token, position, context)
         following = position + 1
         sampled = self._sample(logits, following)
@@ -210,7 +231,8 @@ class TorchEngine:
             if self._any_greedy:
                 best, is_greedy = ops.greedy(logits), self._greedy[:n]
                 sampled = ops.Sampled(
-                    torch.where(is_greedy, best.token, sampled.token), torch.where(is_greedy, best.logp, sampled.logp)
+                    torch.where(is_greedy, best.token, sampled.token),
+                    torch.where(is_greedy, best.logp, sampled.logp),
                 )
         return self._force(sampled, following) if self._any_forced else sampled
 
@@ -255,12 +277,19 @@ class TorchEngine:
         if made:
             put(self._logp, prompt, request.logps)
             put(self._version, prompt, request.versions)
-            put(self._forced, prompt, [token if not m else -1 for token, m in zip(request.tokens, request.mask, strict=True)])
+            put(
+                self._forced,
+                prompt,
+                [token if not m else -1 for token, m in zip(request.tokens, request.mask, strict=True)],
+            )
         if request.interrupt_at is not None:
             plan = [(request.interrupt_at + i, token) for i, token in enumerate(request.interrupt_tokens)]
             due = [token for place, token in plan if made <= place < request.max_tokens]
             put(self._forced, prompt + max(made, request.interrupt_at), due)
-        quiet = any(m and token == request.interrupt_unless for token, m in zip(request.tokens, request.mask, strict=True))
+        quiet = any(
+            m and token == request.interrupt_unless
+            for token, m in zip(request.tokens, request.mask, strict=True)
+        )
         self._position[slot] = prompt + made - 1
         self._last[slot] = limit - 1
         self._active[slot] = True
@@ -281,7 +310,9 @@ class TorchEngine:
         copies: list[tuple[int, int, int]] = []
         for slot, request in admitted:
             if request.tokens or self._cached.get(slot) != (request.group_id, self.version):
-                self._cached.pop(slot, None)  # overwritten below; a prompt of the same group stays where it is
+                self._cached.pop(
+                    slot, None
+                )  # overwritten below; a prompt of the same group stays where it is
         holder = {group: slot for slot, (group, version) in self._cached.items() if version == self.version}
         for slot, request in admitted:
             known = np.concatenate([request.prompt_tokens, np.array(request.tokens, dtype=np.int64)])[:-1]
@@ -296,7 +327,9 @@ class TorchEngine:
         for source, target, length in copies:
             index = torch.tensor([source, target], device=self._device)
             self.decoder.copy(index[:1], index[1:], length)
-        entries = sorted((entry for entry in fresh.values() if len(entry[0])), key=lambda entry: len(entry[0]))
+        entries = sorted(
+            (entry for entry in fresh.values() if len(entry[0])), key=lambda entry: len(entry[0])
+        )
         for batch in _batches(entries, self.prefill_tokens):
             self._prefill(batch)
 
@@ -364,7 +397,9 @@ class TorchEngine:
             loss_mask=mask,
             behaviour_logp=take(self._logp),
             policy_version=take(self._version),
-            stop_reason="stop" if bool(torch.isin(self._token[slot, end - 1], self._stop)) and bool(mask[-1]) else "length",
+            stop_reason="stop"
+            if bool(torch.isin(self._token[slot, end - 1], self._stop)) and bool(mask[-1])
+            else "length",
             interrupted=not bool(mask.all()),
         )
 
@@ -375,7 +410,11 @@ def _batches(
     """Consecutive entries whose padded size stays within `max_tokens` (one entry at least)."""
     batches: list[list[tuple[np.ndarray, list[int]]]] = []
     for entry in entries:
-        if batches and max(len(entry[0]), *(len(known) for known, _ in batches[-1])) * (len(batches[-1]) + 1) <= max_tokens:
+        if (
+            batches
+            and max(len(entry[0]), *(len(known) for known, _ in batches[-1])) * (len(batches[-1]) + 1)
+            <= max_tokens
+        ):
             batches[-1].append(entry)
         else:
             batches.append([entry])
@@ -385,7 +424,9 @@ def _batches(
 def generate(engine: TorchEngine, requests: Sequence[Request]) -> list[Sample]:
     """All samples of `requests`, in their order. The engine must be idle."""
     if engine.num_running or engine.num_queued:
-        raise EngineError("generate() needs an idle engine; take the running requests out with snapshot() first.")
+        raise EngineError(
+            "generate() needs an idle engine; take the running requests out with snapshot() first."
+        )
     engine.submit(requests)
     samples: dict[int, Sample] = {}
     while len(samples) < len(requests):

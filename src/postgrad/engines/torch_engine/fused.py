@@ -3,9 +3,12 @@
 Assumptions: RMSNorm before attention and MLP, rotary embeddings that do not depend on the sequence length, grouped
 query attention over the full context, SwiGLU. What is folded into the weights when they are loaded:
 
-- the RMSNorm weights into the projection that follows (W·diag(g)), the final one into the head;
+- the RMSNorm weights g into the projection that follows, the final one into the head; with c = √(D·eps) the norm is
+  x/hypot(‖x‖, c)·√D·g, so the projection holds W·√D·diag(g) and the norm itself is three operations;
 - q, k, v into one matrix, gate and up into one;
-- rotation signs, the softmax scale and Qwen3's q/k norm weights into per-position tables.
+- rotation signs, the softmax scale and Qwen3's q/k norm weights (with their √hd) into per-position tables.
+
+Keys are kept transposed, [B, K, hd, S], which makes the product with a single query a plain row-times-matrix.
 
 In exact arithmetic this is the same function; in fp32 it differs from the module by rounding (~1e-6 of the logits).
 Per token and layer it reads every weight once: 2·(parameters) FLOP per slot, and B·2·K·C·hd cache entries.
@@ -55,8 +58,8 @@ class _Layer:
         self.down = torch.empty_like(block.mlp.down_proj.weight).t().contiguous()
         self.cos = weight.new_empty(length, heads + kv_heads, head_dim)
         self.sin = torch.empty_like(self.cos)
-        self.keys = weight.new_zeros(slots, kv_heads, length, head_dim)
-        self.values = torch.zeros_like(self.keys)
+        self.keys = weight.new_zeros(slots, kv_heads, head_dim, length)
+        self.values = weight.new_zeros(slots, kv_heads, length, head_dim)
 
 
 class FusedDecoder:
@@ -68,8 +71,12 @@ class FusedDecoder:
         self.heads = config.num_attention_heads
         self.kv_heads = config.num_key_value_heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
-        self.eps = config.rms_norm_eps
         self.length = length
+        self.width = config.hidden_size
+        self.floor, self.head_floor = (
+            torch.tensor((size * config.rms_norm_eps) ** 0.5, device=module.device)
+            for size in (self.width, self.head_dim)
+        )
         model: Any = module.model
         shape = (self.heads, self.kv_heads, self.head_dim)
         with torch.inference_mode():
@@ -97,41 +104,53 @@ class FusedDecoder:
         def get(name: str) -> Tensor:
             return weights[self._prefix + name]
 
+        root = self.width**0.5
         self.embedding.copy_(get("embed_tokens.weight"))
         head = weights.get("lm_head.weight", get("embed_tokens.weight"))
-        self.head.copy_(head * get("norm.weight"))
+        self.head.copy_(head * (root * get("norm.weight")))
         for index, layer in enumerate(self.layers):
             name = f"layers.{index}."
-            before, after = get(name + "input_layernorm.weight"), get(name + "post_attention_layernorm.weight")
+            before = root * get(name + "input_layernorm.weight")
+            after = root * get(name + "post_attention_layernorm.weight")
             parts = [name + f"self_attn.{part}_proj" for part in "qkv"]
             torch.cat([get(part + ".weight") * before for part in parts], out=layer.qkv)
             if layer.qkv_bias is not None:
                 torch.cat([get(part + ".bias") for part in parts], out=layer.qkv_bias)
             layer.out.copy_(get(name + "self_attn.o_proj.weight").t())
-            torch.cat([get(name + f"mlp.{part}_proj.weight") * after for part in ("gate", "up")], out=layer.gate_up)
+            torch.cat(
+                [get(name + f"mlp.{part}_proj.weight") * after for part in ("gate", "up")], out=layer.gate_up
+            )
             layer.down.copy_(get(name + "mlp.down_proj.weight").t())
             self._load_tables(layer, weights, self._prefix + name + "self_attn.")
 
     def _load_tables(self, layer: _Layer, weights: Mapping[str, Tensor], name: str) -> None:
         """Rotary tables per head with the q/k norm weights and the softmax scale 1/√hd in them."""
+        self.has_qk_norm = name + "q_norm.weight" in weights
+        root = self.head_dim**0.5 if self.has_qk_norm else 1.0
         cos, sin = self._rope
         half = self.head_dim // 2
         ones = torch.ones(self.head_dim, device=cos.device)
         for heads, which, scale in (
-            (slice(0, self.heads), "q_norm.weight", self.head_dim**-0.5),
-            (slice(self.heads, None), "k_norm.weight", 1.0),
+            (slice(0, self.heads), "q_norm.weight", root * self.head_dim**-0.5),
+            (slice(self.heads, None), "k_norm.weight", root),
         ):
             gain = weights.get(name + which, ones) * scale
             layer.cos[:, heads] = (cos * gain)[:, None]
             layer.sin[:, heads] = (sin * gain.roll(half))[:, None]
-        self.has_qk_norm = name + "q_norm.weight" in weights
 
     @torch.inference_mode()
     def decode(self, token: Tensor, position: Tensor, context: int) -> Tensor:
         return self._run(token, position, self.length if self.static else context)
 
-    def _norm(self, x: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+    @staticmethod
+    def _norm(x: Tensor, floor: Tensor) -> Tensor:
+        """x/√(‖x‖² + D·eps): RMSNorm without its factor √D, which is in the weights. `floor` = √(D·eps)."""
+        return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), floor)
+
+    def _rotate(self, qk: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        if self.has_qk_norm:
+            qk = self._norm(qk, self.head_floor)
+        return qk * cos + qk.roll(self.head_dim // 2, -1) * sin
 
     def _forward(self, token: Tensor, position: Tensor, context: int) -> Tensor:
         n, heads, kv_heads, hd = len(token), self.heads, self.kv_heads, self.head_dim
@@ -140,20 +159,18 @@ class FusedDecoder:
         mask = torch.zeros(n, context, device=token.device).masked_fill_(hidden, float("-inf"))[:, None, None]
         x = F.embedding(token, self.embedding)
         for layer in self.layers:
-            qkv = F.linear(self._norm(x), layer.qkv, layer.qkv_bias).view(n, heads + 2 * kv_heads, hd)
-            qk, value = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
-            if self.has_qk_norm:
-                qk = self._norm(qk)
-            qk = qk * layer.cos[position] + qk.roll(hd // 2, -1) * layer.sin[position]
-            layer.keys[rows, :, position] = qk[:, heads:]
-            layer.values[rows, :, position] = value
-            query = qk[:, :heads].reshape(n, kv_heads, heads // kv_heads, hd)
-            scores = torch.matmul(query, layer.keys[:n, :, :context].transpose(-1, -2)) + mask
-            mixed = torch.matmul(scores.softmax(-1), layer.values[:n, :, :context])
-            x = torch.addmm(x, mixed.view(n, heads * hd), layer.out)
-            gate, up = F.linear(self._norm(x), layer.gate_up).chunk(2, -1)
+            qkv = F.linear(self._norm(x, self.floor), layer.qkv, layer.qkv_bias)
+            qkv = qkv.view(n, heads + 2 * kv_heads, hd)
+            qk = self._rotate(qkv[:, : heads + kv_heads], layer.cos[position], layer.sin[position])
+            layer.keys[rows, :, :, position] = qk[:, heads:]
+            layer.values[rows, :, position] = qkv[:, heads + kv_heads :]
+            query = qk[:, :heads].view(n, kv_heads, heads // kv_heads, hd)
+            scores = torch.matmul(query, layer.keys[:n, :, :, :context]) + mask
+            mixed = torch.matmul(scores.softmax(-1), layer.values[:n, :, :context]).view(n, heads * hd)
+            x = torch.addmm(x, mixed, layer.out)
+            gate, up = F.linear(self._norm(x, self.floor), layer.gate_up).chunk(2, -1)
             x = torch.addmm(x, F.silu(gate) * up, layer.down)
-        return F.linear(self._norm(x), self.head)
+        return F.linear(self._norm(x, self.floor), self.head)
 
     @torch.inference_mode()
     def prefill(self, token: Tensor, row: Tensor, slot: Tensor) -> None:
@@ -161,23 +178,26 @@ class FusedDecoder:
         heads, kv_heads, hd = self.heads, self.kv_heads, self.head_dim
         x = F.embedding(token, self.embedding)
         for index, layer in enumerate(self.layers):
-            qkv = F.linear(self._norm(x), layer.qkv, layer.qkv_bias).view(count, length, heads + 2 * kv_heads, hd)
-            qk, value = qkv[:, :, : heads + kv_heads], qkv[:, :, heads + kv_heads :].transpose(1, 2)
-            if self.has_qk_norm:
-                qk = self._norm(qk)
-            qk = qk * layer.cos[:length] + qk.roll(hd // 2, -1) * layer.sin[:length]
-            query, key = qk[:, :, :heads].transpose(1, 2), qk[:, :, heads:].transpose(1, 2)
-            layer.keys[slot, :, :length] = key[row]
+            qkv = F.linear(self._norm(x, self.floor), layer.qkv, layer.qkv_bias)
+            qkv = qkv.view(count, length, heads + 2 * kv_heads, hd)
+            qk = self._rotate(qkv[:, :, : heads + kv_heads], layer.cos[:length], layer.sin[:length])
+            query, key, value = (
+                part.transpose(1, 2)
+                for part in (qk[:, :, :heads], qk[:, :, heads:], qkv[:, :, heads + kv_heads :])
+            )
+            layer.keys[slot, :, :, :length] = key[row].transpose(2, 3)
             layer.values[slot, :, :length] = value[row]
             if index == len(self.layers) - 1:
                 return  # the last layer's output is not needed: decoding starts from the last prompt token
-            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0, enable_gqa=True)
+            mixed = F.scaled_dot_product_attention(
+                query, key, value, is_causal=True, scale=1.0, enable_gqa=True
+            )
             x = x + mixed.transpose(1, 2).reshape(count, length, heads * hd) @ layer.out
-            gate, up = F.linear(self._norm(x), layer.gate_up).chunk(2, -1)
+            gate, up = F.linear(self._norm(x, self.floor), layer.gate_up).chunk(2, -1)
             x = x + (F.silu(gate) * up) @ layer.down
 
     @torch.inference_mode()
     def copy(self, source: Tensor, target: Tensor, length: int) -> None:
         for layer in self.layers:
-            layer.keys[target, :, :length] = layer.keys[source, :, :length]
+            layer.keys[target, :, :, :length] = layer.keys[source, :, :, :length]
             layer.values[target, :, :length] = layer.values[source, :, :length]
