@@ -10,6 +10,7 @@ from postgrad.core.types import Prompt, Request, Sample
 
 
 def prompt_to_json(prompt: Prompt) -> dict[str, Any]:
+    """All fields."""
     return {
         "id": prompt.id,
         "text": prompt.text,
@@ -21,15 +22,18 @@ def prompt_to_json(prompt: Prompt) -> dict[str, Any]:
 
 
 def prompt_from_json(data: dict[str, Any]) -> Prompt:
+    """What `prompt_to_json` wrote."""
     messages = None if data["messages"] is None else tuple(data["messages"])
     return Prompt(**{**data, "messages": messages})
 
 
 def request_to_json(request: Request) -> dict[str, Any]:
+    """All fields, the tokens generated so far included."""
     return {**request.__dict__, "prompt_tokens": request.prompt_tokens.tolist()}
 
 
 def request_from_json(data: dict[str, Any]) -> Request:
+    """What `request_to_json` wrote."""
     lists = ("interrupt_tokens", "tokens", "logps", "versions", "mask")
     fields = {**data, **{name: tuple(data[name]) for name in lists}}
     return Request(**{**fields, "prompt_tokens": np.array(data["prompt_tokens"], dtype=np.int64)})
@@ -52,4 +56,5 @@ def sample_to_json(sample: Sample) -> dict[str, Any]:
 
 
 def sample_from_json(data: dict[str, Any]) -> Sample:
+    """What `sample_to_json` wrote."""
     return Sample(**{**data, **{name: np.array(data[name], dtype=dtype) for name, dtype in _ARRAYS.items()}})

@@ -1,0 +1,82 @@
+"""What holds for every room: public faces, lazy imports, docstrings, configs that survive JSON, doctests."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import json
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import postgrad
+from postgrad.core.config import Config, resolve, validate, walk_fields
+from postgrad.core.errors import ConfigError
+from postgrad.core.recipes import shipped_recipes
+from postgrad.rl import RLConfig
+
+FACES = ["postgrad", "postgrad.core.models", "postgrad.engines", "postgrad.rl", "postgrad.tasks"]
+MODULES = sorted(m.name for m in pkgutil.walk_packages(postgrad.__path__, "postgrad.") if "__main__" not in m.name)
+CONFIGS: list[type[Config]] = [RLConfig]
+
+
+@pytest.mark.parametrize("name", FACES)
+def test_the_public_face_is_sorted_and_complete(name: str) -> None:
+    module = importlib.import_module(name)
+    assert module.__all__ == sorted(module.__all__)
+    for member in module.__all__:
+        assert getattr(module, member) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        module.nothing  # noqa: B018
+
+
+def test_importing_postgrad_and_its_configs_needs_no_torch() -> None:
+    code = "import sys, postgrad, postgrad.rl, postgrad.tasks, postgrad.engines, postgrad.rl.config; print('torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_and_public_function_says_what_it_is(name: str) -> None:
+    module = importlib.import_module(name)
+    assert module.__doc__, name
+    for member, value in vars(module).items():
+        if getattr(value, "__module__", None) == name and not member.startswith("_") and callable(value):
+            if "TypeVar" in type(value).__name__ or getattr(value, "__origin__", None) is not None:
+                continue
+            assert value.__doc__, f"{name}.{member}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_are_true(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+@pytest.mark.parametrize("config_type", CONFIGS)
+def test_a_config_survives_json_and_every_field_has_help(config_type: type[Config]) -> None:
+    config = config_type()
+    assert validate(config_type, json.loads(json.dumps(config.model_dump(mode="json")))) == config
+    undocumented = [path for path, info in walk_fields(config_type) if not info.description]
+    assert not [path for path in undocumented if path.count(".") < 1], undocumented
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_are_valid(name: str) -> None:
+    resolve(RLConfig, shipped_recipes()[name])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"optimizer.lrr": 1}, "Unknown key 'optimizer.lrr'. Did you mean 'optimizer.lr'?"),
+        ({"lr": 1}, "Did you mean 'optimizer.lr'?"),
+        ({"algorithm.cap": -1}, r"algorithm.cap: Input should be greater than 0 \(received -1\)"),
+        ({"algorithm.loss": "ppo"}, "algorithm.loss: Input should be 'cispo'"),
+        ({"length.max_completion_tokens": 64}, "leaves no room for an answer"),
+        ({"optimizer.lr": float("nan")}, "optimizer.lr"),
+    ],
+)
+def test_bad_configs_are_answered_by_name(overrides: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        resolve(RLConfig, None, overrides)
