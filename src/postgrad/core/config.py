@@ -148,7 +148,8 @@ def _explain(config_type: type[Config], item: dict[str, Any]) -> str:
         prefix = ".".join(str(part) for part in location[:-1])
         if prefix and hint.startswith("Did you mean"):
             hint = hint.replace("'", f"'{prefix}.", 1)
-        elsewhere = [path for path, _ in walk_fields(config_type) if path.split(".")[-1] == str(location[-1])]
+        same_name = [path for path, _ in walk_fields(config_type) if path.split(".")[-1] == str(location[-1])]
+        elsewhere = sorted(same_name, key=lambda path: path.count("."))
         if elsewhere and not hint.startswith("Did you mean"):
             hint = f"Did you mean {elsewhere[0]!r}?"
         return f"Unknown key {dotted!r}. {hint}"

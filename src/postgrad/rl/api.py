@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from postgrad.rl.config import RLConfig
 from postgrad.rl.evaluate import Evaluation, choose_prompts, evaluate
 from postgrad.rl.rollout import Rollout
 from postgrad.rl.trainer import HEADLINE, Trainer
-from postgrad.tasks import PromptStream, Split, VerifierPool, by_task, load_tasks, split
+from postgrad.tasks import FileTask, PromptStream, ReasoningTask, Split, VerifierPool, by_task, load_tasks, split
 
 Note = Callable[[str], None]
 Progress = Callable[[int, int, float], None]
@@ -39,16 +40,27 @@ def read_data(config: RLConfig) -> Data:
     tasks = load_tasks(config.data)
     prompts = [prompt for task in tasks for prompt in task.prompts()]
     sides = split(prompts, config.data.holdout_fraction)
-    by_name = {task.name: task for task in tasks}
-    demonstrations: list[tuple[str, str]] = []
-    if not config.model.path:
-        for prompt in choose_prompts(sides.train, config.model.embedded.demonstrations):
-            answer = by_name[prompt.task].demonstration(prompt)
-            if answer is not None:
-                demonstrations.append(
-                    (plain_text(prompt, config.data.instruction).removesuffix("\n"), answer)
-                )
+    demonstrations = [] if config.model.path else _demonstrations(config, tasks, sides.train)
     return Data(sides, demonstrations)
+
+
+def _demonstrations(
+    config: RLConfig, tasks: Sequence[ReasoningTask | FileTask], training: Sequence[Prompt]
+) -> list[tuple[str, str]]:
+    """(prompt text, answer) for the warm start; a share of the answers belongs to another prompt of the same task."""
+    options = config.model.embedded
+    demonstrate = {task.name: task.demonstration for task in tasks}
+    rng = random.Random(options.seed)
+    demonstrations: list[tuple[str, str]] = []
+    for prompts in by_task(choose_prompts(training, options.demonstrations)).values():
+        answers = [demonstrate[prompt.task](prompt) for prompt in prompts]
+        known = [answer for answer in answers if answer is not None]
+        for prompt, answer in zip(prompts, answers, strict=True):
+            if answer is not None:
+                wrong = rng.random() < options.wrong_fraction
+                text = plain_text(prompt, config.data.instruction).removesuffix("\n")
+                demonstrations.append((text, rng.choice(known) if wrong else answer))
+    return demonstrations
 
 
 def load_model(config: RLConfig, data: Data, progress: Progress | None = None) -> Model:

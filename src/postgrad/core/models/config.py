@@ -39,6 +39,9 @@ class EmbeddedConfig(Config):
     """Warm start: peak learning rate of embeddings and norms (AdamW), same schedule."""
     demonstrations: int = Field(default=8000, ge=1)
     """Warm start: how many (prompt, answer) pairs the caller collects from its tasks."""
+    wrong_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """Warm start: share of demonstrations that carry the answer of another prompt. Like a corpus that is right only part
+    of the time, it leaves a model that has learned the skill without having learned to prefer it."""
     seed: int = 0
     """Fixes the initial weights and the order of the demonstrations."""
 
