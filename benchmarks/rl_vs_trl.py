@@ -236,14 +236,15 @@ def sweep_speed(bench: Bench, batch: int) -> Setting:
     rows: list[list[object]] = []
     best: tuple[float, Setting] | None = None
     for setting in candidates(batch):
-        updates = max(6, 2 * setting.updates_per_generation)
+        words, updates = " ".join(setting.words()), max(6, 2 * setting.updates_per_generation)
         try:
             run = bench.trl(0, setting, bench.config.optimizer.lr, name="sweep", updates=updates)
         except RunFailedError as error:
-            rows.append([" ".join(setting.words()), None, str(error).splitlines()[-1][:60]])
+            rows.append([words, None, str(error).splitlines()[-1][:60]])
             continue
         rate = run.samples_per_s(setting.updates_per_generation)
-        rows.append([" ".join(setting.words()), rate, ""])
+        rows.append([words, rate, ""])
+        print(f"TRL {words}: {rate:.0f} samples/s", flush=True)
         if best is None or rate > best[0]:
             best = (rate, setting)
     print_table("TRL's settings", ["setting", "samples/s", "trouble"], rows)
@@ -385,7 +386,7 @@ def summarise(
         "initial": ours[0].points[0].pass_rate,
         "seeds": len(ours),
         "reached": reached,
-        "lower_bound": reached["trl"] < len(trl),
+        "lower_bound": reached["trl"] < len(trl) and reached["ours"] == len(ours),
         "samples_per_s": {name: statistics.median(values) for name, values in rates.items()},
         "samples_per_s_ratio": statistics.median(rates["ours"]) / statistics.median(rates["trl"]),
         "final": {

@@ -423,11 +423,31 @@ def _summarise(path: Path) -> RunSummary:
         return RunSummary(path=path, kind="", status="damaged", size_bytes=tree_size_bytes(path))
 
 
+def check_free(path: Path | str, *, overwrite: bool = False) -> None:
+    """Whether `Run.create` would take this directory, without touching it: to ask before long preparations.
+
+    Raises:
+        RunError: it is used, with the exits named, or no directory.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file. Choose another name with --out.")
+    if path.is_dir():
+        _refuse_used(path, overwrite)
+
+
 def _clear_for_new_run(path: Path, overwrite: bool) -> None:
+    if _refuse_used(path, overwrite):
+        for name in _OWN_NAMES:
+            remove_tree(path / name)
+
+
+def _refuse_used(path: Path, overwrite: bool) -> bool:
+    """Raises RunError if a new run may not go there; else whether there is an old one to throw away."""
     leftovers = sorted(entry.name for entry in path.iterdir() if entry.name != ".lock")
     leftovers = [name for name in leftovers if not name.startswith(".tmp-")]
     if not leftovers:
-        return
+        return False
     if not (path / "run.json").exists():
         some = ", ".join(leftovers[:3]) + (", …" if len(leftovers) > 3 else "")
         raise RunError(f"{path} is not empty and holds no run ({some}).\n  Choose another name with --out.")
@@ -437,8 +457,7 @@ def _clear_for_new_run(path: Path, overwrite: bool) -> None:
             "  Go on with it: --resume.  Keep it: choose another name with --out.  "
             "Throw it away: --overwrite."
         )
-    for name in _OWN_NAMES:
-        remove_tree(path / name)
+    return True
 
 
 def _read_info(path: Path) -> dict[str, Any]:

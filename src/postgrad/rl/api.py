@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from postgrad.core.config import resolve, validate
+from postgrad.core.config import deep_merge, nest, resolve, validate
 from postgrad.core.data import plain_text
 from postgrad.core.errors import ConfigError, DataError
-from postgrad.core.models import embedded_model, load
+from postgrad.core.models import embedded_model, latest_checkpoint, load
 from postgrad.core.models.model import Model
-from postgrad.core.run import Run
+from postgrad.core.run import Run, check_free
 from postgrad.core.types import Prompt
 from postgrad.engines import TorchEngine
 from postgrad.rl.config import RLConfig
@@ -150,49 +150,60 @@ def train(
     Raises:
         PostgradError: see `core.errors`. KeyboardInterrupt after Ctrl-C, when the checkpoint is written.
     """
-    config = _configure(config, model, task, overrides)
-    with _open_run(config, Path(out), resume, overwrite, command, quiet) as (run, config):
-        data = read_data(config)
-        last = run.latest_checkpoint() if resume else None
-        if last is not None:
-            run.note(f"resuming from update {last[0]}")
-            policy = load(last[1], device=config.model.device, dtype=config.model.dtype)
-        elif isinstance(model, Model):
-            policy = model
-        else:
-            policy = load_model(config, data, _show_warm_start(run))
-        if resume:
-            run.truncate_after(last[0] if last is not None else -1)
-        with VerifierPool(
-            config.data.tasks, config.data.verify_workers, config.data.verify_timeout_s
-        ) as judge:
-            trainer = _assemble(run, policy, config, data, judge)
+    out = Path(out)
+    if resume:
+        config = validate(RLConfig, Run.open(out).config_dict())
+    else:
+        config = _configure(config, model, task, overrides)
+        check_free(out, overwrite=overwrite)
+    # Everything that can be wrong with the input comes to light before the run directory is touched.
+    data = read_data(config)
+    last = latest_checkpoint(out) if resume else None
+    note = (lambda text: None) if quiet else _to_stderr
+    if last is not None:
+        policy = load(last, device=config.model.device, dtype=config.model.dtype)
+    else:
+        policy = model if isinstance(model, Model) else load_model(config, data, _warm_start_notes(note))
+    with VerifierPool(config.data.tasks, config.data.verify_workers, config.data.verify_timeout_s) as judge:
+        parts = _prepare(policy, config, data, note)
+        with _open_run(config, out, resume, overwrite, command, quiet) as run:
+            if resume:
+                run.truncate_after(int(last.name.removeprefix("step_")) if last is not None else -1)
+            trainer = Trainer(run, policy, parts.engine, config, judge, parts.stream, parts.held_out)
             if last is not None:
-                trainer.resume(last[1])
+                run.note(f"resuming from {last.name}")
+                trainer.resume(last)
             trainer.fit()
     return run
 
 
-def _assemble(run: Run, policy: Model, config: RLConfig, data: Data, judge: VerifierPool) -> Trainer:
+class _Parts(NamedTuple):
+    engine: TorchEngine
+    stream: PromptStream
+    held_out: list[Prompt]
+
+
+def _prepare(policy: Model, config: RLConfig, data: Data, note: Note) -> _Parts:
     rollout = Rollout(policy, config.length, config.algorithm, config.seed, config.data.instruction)
-    training, longest = fitting(data.split.train, rollout, run.note)
+    training, longest = fitting(data.split.train, rollout, note)
     held_out, longest_held_out = fitting(
-        choose_prompts(data.split.held_out, config.eval.prompts), rollout, run.note
+        choose_prompts(data.split.held_out, config.eval.prompts), rollout, note
     )
     batch = config.algorithm.prompts_per_batch
     if len(training) < batch:
         raise DataError(
-            f"{len(training)} training prompts are fewer than algorithm.prompts_per_batch = {batch}, so a batch would hold "
-            f"the same prompt twice. Give more prompts, or set --algorithm.prompts_per_batch {len(training)} or less."
+            f"{len(training)} training prompts are fewer than algorithm.prompts_per_batch = {batch}, so a batch would "
+            "hold the same prompt twice. Give more prompts, or set "
+            f"--algorithm.prompts_per_batch {len(training)} or less."
         )
     weights = {task.name: task.weight for task in config.data.tasks}
     stream = PromptStream(by_task(training), weights, config.seed)
     engine = make_engine(policy, config, max(longest, longest_held_out))
-    run.note(
-        f"{policy.num_parameters:,} parameters on {policy.device}; {len(training):,} training prompts, {len(held_out):,} "
-        f"held out for evaluation (of {len(data.split.held_out):,})"
+    note(
+        f"{policy.num_parameters:,} parameters on {policy.device}; {len(training):,} training prompts, "
+        f"{len(held_out):,} of {len(data.split.held_out):,} held-out prompts for evaluation"
     )
-    return Trainer(run, policy, engine, config, judge, stream, held_out)
+    return _Parts(engine, stream, held_out)
 
 
 def evaluate_model(
@@ -226,38 +237,35 @@ def _configure(
         return resolve(RLConfig, None, dotted)
     if not dotted:
         return config
-    from postgrad.core.config import deep_merge, nest
-
     return validate(RLConfig, deep_merge(config.model_dump(), nest(dotted)))
 
 
-@contextmanager
 def _open_run(
     config: RLConfig, out: Path, resume: bool, overwrite: bool, command: Sequence[str], quiet: bool
-) -> Iterator[tuple[Run, RLConfig]]:
+) -> Run:
     if resume:
-        config = validate(RLConfig, Run.open(out).config_dict())
-        run = Run.resume(out, command=command, headline=HEADLINE, total_steps=config.steps, quiet=quiet)
-    else:
-        run = Run.create(
-            out,
-            config,
-            command=list(command) or ["postgrad.rl.train"],
-            kind="rl.train",
-            seed=config.seed,
-            overwrite=overwrite,
-            device=config.model.device,
-            headline=HEADLINE,
-            total_steps=config.steps,
-            quiet=quiet,
-        )
-    with run:
-        yield run, config
+        return Run.resume(out, command=command, headline=HEADLINE, total_steps=config.steps, quiet=quiet)
+    return Run.create(
+        out,
+        config,
+        command=list(command) or ["postgrad.rl.train"],
+        kind="rl.train",
+        seed=config.seed,
+        overwrite=overwrite,
+        device=config.model.device,
+        headline=HEADLINE,
+        total_steps=config.steps,
+        quiet=quiet,
+    )
 
 
-def _show_warm_start(run: Run) -> Progress:
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _warm_start_notes(note: Note) -> Progress:
     def show(step: int, steps: int, loss: float) -> None:
-        if step == 1 or step == steps or step % max(1, steps // 5) == 0:
-            run.note(f"warm start of the embedded model: {step}/{steps} updates, loss {loss:.3f}")
+        if step in (1, steps) or step % max(1, steps // 5) == 0:
+            note(f"warm start of the embedded model: {step}/{steps} updates, loss {loss:.3f}")
 
     return show

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from postgrad.core.config import Config
 
@@ -14,13 +14,16 @@ class TaskConfig(Config):
 
     name: str
     """Name of a reasoning-gym data set (`chain_sum`, `gcd`, …), or a label of your own when `path` is given."""
+    dataset: str | None = None
+    """reasoning-gym data set, where it is not the name: so one data set can be in the mix twice, easy and hard."""
     path: str | None = None
     """JSONL, JSON, CSV or Parquet file, a directory saved by `datasets`, or a hub data set name with prompt and answer."""
     reward: str | None = None
-    """`module:function` called as reward(prompt, completion) -> float. Default: the data set's own verifier
-    (reasoning-gym), or math-verify against the answer (files)."""
+    """`module:function` or `path/to/file.py:function`, called as reward(prompt, completion) -> float. Default: the data
+    set's own verifier (reasoning-gym), or math-verify against the answer (files)."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Options of the reasoning-gym data set, such as {min_terms = 2, max_terms = 3}."""
+    """Options of the reasoning-gym data set, such as {min_terms = 2, max_terms = 3}; for a hub data set also `name`,
+    `revision`, `data_dir`, `data_files` of `datasets.load_dataset`."""
     size: int = Field(default=2000, ge=1)
     """How many prompts to generate (reasoning-gym) or read at most (files)."""
     weight: float = Field(default=1.0, gt=0)
@@ -51,3 +54,12 @@ class DataConfig(Config):
     """Seconds one verdict may take before its worker is replaced and the sample is counted as a timeout."""
     instruction: str = ""
     """Text put before each prompt (a system message for chat models), for example to ask for <answer> tags."""
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        """A name, or a list with names in it, stands for tasks with default options."""
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, (list, tuple)):
+            return value
+        return tuple({"name": item.strip()} if isinstance(item, str) else item for item in items)

@@ -56,6 +56,11 @@ def _registry() -> dict[str, tuple[type, type]]:
     return {name: entry for name, entry in factory.DATASETS.items() if name != "composite"}
 
 
+def source_name(config: TaskConfig) -> str:
+    """Name of the reasoning-gym data set."""
+    return config.dataset or config.name
+
+
 def make_dataset(config: TaskConfig) -> Any:
     """The reasoning-gym data set that `config` describes (entries are generated when they are asked for).
 
@@ -65,12 +70,12 @@ def make_dataset(config: TaskConfig) -> Any:
         ConfigError: an option that it does not have, or that it refuses.
     """
     registry = _registry()
-    if config.name not in registry:
+    if source_name(config) not in registry:
         raise TaskError(
-            f"No reasoning-gym data set {config.name!r}. {nearest(config.name, registry)} "
+            f"No reasoning-gym data set {source_name(config)!r}. {nearest(source_name(config), registry)} "
             "For prompts from a file give its path as well (--data.tasks.path)."
         )
-    dataset_class, config_class = registry[config.name]
+    dataset_class, config_class = registry[source_name(config)]
     valid = [field.name for field in dataclasses.fields(config_class) if field.name not in _OURS]
     for option in config.options:
         if option in _OURS:
@@ -78,13 +83,13 @@ def make_dataset(config: TaskConfig) -> Any:
                 f"{option!r} is a field of the task itself: set {option}, not options.{option}."
             )
         if option not in valid:
-            raise ConfigError(f"{config.name} has no option {option!r}. {nearest(option, valid)}")
+            raise ConfigError(f"{source_name(config)} has no option {option!r}. {nearest(option, valid)}")
     try:
         return dataset_class(config_class(**config.options, seed=config.seed, size=config.size))
     except Exception as error:  # each config class checks in its own way, mostly by assert
         reason = str(error) or type(error).__name__
         raise ConfigError(
-            f"{config.name} refuses the options {config.options!r}: {reason}. Options: {', '.join(valid)}."
+            f"{source_name(config)} refuses the options {config.options!r}: {reason}. Options: {', '.join(valid)}."
         ) from None
 
 
@@ -137,7 +142,7 @@ def _generate_in_child(config: TaskConfig) -> list[tuple[str, str | None, Any]]:
     )
     if child.returncode != 0:
         reason = child.stderr.strip().splitlines()[-1:] or ["no error output"]
-        raise TaskError(f"Generating {config.name} failed: {reason[0]}")
+        raise TaskError(f"Generating {source_name(config)} failed: {reason[0]}")
     return json.loads(child.stdout.splitlines()[-1])
 
 
@@ -167,7 +172,7 @@ class ReasoningTask:
     def prompts(self) -> Sequence[Prompt]:
         """All prompts, generated at the first call."""
         if self._prompts is None:
-            rows = _generate_in_child(self._config) if self.name in HASH_ORDERED else generate(self._config)
+            rows = _generate_in_child(self._config) if source_name(self._config) in HASH_ORDERED else generate(self._config)
             self._prompts = tuple(self._prompt(index, *row) for index, row in enumerate(rows))
         return self._prompts
 
