@@ -132,7 +132,7 @@ def test_training_raises_the_held_out_pass_rate_and_the_checkpoint_loads(tmp_pat
     assert step == 40
     assert AutoModelForCausalLM.from_pretrained(folder).num_parameters() < 100_000
     assert AutoTokenizer.from_pretrained(folder).eos_token_id is not None
-    assert {"before", "after", "train"} == {row["phase"] for row in run.samples()}
+    assert {row["phase"] for row in run.samples()} == {"before", "after", "train"}
     again = evaluate_model(config(tmp_path, **changes, **{"model.path": str(folder)}))
     assert again.metrics["eval/pass_rate"] == rows[-1]["eval/pass_rate"]
 

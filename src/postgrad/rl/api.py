@@ -21,7 +21,16 @@ from postgrad.rl.config import RLConfig
 from postgrad.rl.evaluate import Evaluation, choose_prompts, evaluate
 from postgrad.rl.rollout import Rollout
 from postgrad.rl.trainer import HEADLINE, Trainer
-from postgrad.tasks import FileTask, PromptStream, ReasoningTask, Split, VerifierPool, by_task, load_tasks, split
+from postgrad.tasks import (
+    FileTask,
+    PromptStream,
+    ReasoningTask,
+    Split,
+    VerifierPool,
+    by_task,
+    load_tasks,
+    split,
+)
 
 Note = Callable[[str], None]
 Progress = Callable[[int, int, float], None]

@@ -41,23 +41,23 @@ class Plan(NamedTuple):
     @property
     def memory_bytes(self) -> int:
         """Sum of the parts (activations of the layers are not counted)."""
-        return (
-            self.weights_bytes
-            + self.engine_bytes
-            + self.gradient_bytes
-            + self.optimizer_bytes
-            + self.kv_cache_bytes
-            + self.logits_bytes
-        )
+        return sum(value for name, value in self._asdict().items() if name.endswith("_bytes"))
 
     def lines(self, steps: int) -> list[str]:
         """For people."""
         seconds = self.flops_per_update / self.matmul_flops
+        parts = {
+            "weights": self.weights_bytes,
+            "engine copy": self.engine_bytes,
+            "gradients": self.gradient_bytes,
+            "AdamW": self.optimizer_bytes,
+            "KV cache": self.kv_cache_bytes,
+            "logits": self.logits_bytes,
+        }
+        shown = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in parts.items())
         return [
             f"parameters          {self.num_parameters:,}",
-            f"memory, at least    {self.memory_bytes / _GIB:.2f} GiB: weights {self.weights_bytes / _GIB:.2f}, engine copy "
-            f"{self.engine_bytes / _GIB:.2f}, gradients {self.gradient_bytes / _GIB:.2f}, AdamW "
-            f"{self.optimizer_bytes / _GIB:.2f}, KV cache {self.kv_cache_bytes / _GIB:.2f}, logits {self.logits_bytes / _GIB:.2f}",
+            f"memory, at least    {self.memory_bytes / _GIB:.2f} GiB: {shown}",
             f"compute per update  {self.flops_per_update:.2e} FLOP if every completion has its full length",
             f"matrix products     {self.matmul_flops / 1e9:,.0f} GFLOP/s measured here",
             f"time                {seconds:.2f} s an update, {seconds * steps / 60:.1f} min for {steps} updates at that rate; "

@@ -121,7 +121,7 @@ class Trainer:
         last = self.step == self.config.steps
         if last or (self.config.eval.every and self.step % self.config.eval.every == 0):
             began = time.perf_counter()
-            metrics |= self._evaluate(phase="after" if last else "train")
+            metrics |= self._evaluate(phase="after" if last else "eval")
             metrics["time/eval_s"] = time.perf_counter() - began
         self.run.log(self.step, metrics)
         self.run.log_samples(self.step, self._rows(groups[: self.config.run.log_samples], "train", 1))

@@ -172,7 +172,11 @@ class ReasoningTask:
     def prompts(self) -> Sequence[Prompt]:
         """All prompts, generated at the first call."""
         if self._prompts is None:
-            rows = _generate_in_child(self._config) if source_name(self._config) in HASH_ORDERED else generate(self._config)
+            rows = (
+                _generate_in_child(self._config)
+                if source_name(self._config) in HASH_ORDERED
+                else generate(self._config)
+            )
             self._prompts = tuple(self._prompt(index, *row) for index, row in enumerate(rows))
         return self._prompts
 
