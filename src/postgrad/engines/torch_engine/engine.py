@@ -11,7 +11,7 @@ not depend on the slot, the batch or what else is running.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -166,11 +166,13 @@ class TorchEngine:
         self._token[rows, following] = sampled.token
         self._logp[rows, following] = sampled.logp
         self._version[rows, following] = self.version
-        done = torch.isin(sampled.token, self._stop) | (following >= self._last[:n])
-        done &= self._active[:n]
+        stopped = torch.isin(sampled.token, self._stop)
+        done = (stopped | (following >= self._last[:n])) & self._active[:n]
         self.num_decoded_tokens += int(self._host_active[:n].sum())
-        finished = done.nonzero()[:, 0].tolist()
-        return [self._finish(slot) for slot in finished]
+        finished = done.nonzero()[:, 0]
+        if len(finished) == 0:
+            return []
+        return self._finish(finished.tolist(), stopped[finished].tolist())
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
         self.decoder.load(weights)
@@ -258,46 +260,58 @@ class TorchEngine:
             return
         admitted = [(slot, self._queue.popleft()) for slot in free[: len(self._queue)]]
         self._fill_caches(admitted)
-        for slot, request in admitted:
-            self._place(slot, request)
+        self._place(admitted)
         self._plan()
 
-    def _place(self, slot: int, request: Request) -> None:
-        prompt, made = len(request.prompt_tokens), len(request.tokens)
-        known = np.concatenate([request.prompt_tokens, np.array(request.tokens, dtype=np.int64)])
-        limit = prompt + request.max_tokens
-
-        def put(table: Tensor, start: int, values: Iterable[float] | np.ndarray) -> None:
-            data = torch.as_tensor(np.asarray(values), device=self._device)
-            table[slot, start : start + len(data)] = data.to(table.dtype)
-
-        put(self._token, 0, known)
-        put(self._uniform, prompt, ops.uniforms(request.seed, request.id, request.max_tokens))
-        self._forced[slot] = -1
-        if made:
-            put(self._logp, prompt, request.logps)
-            put(self._version, prompt, request.versions)
-            put(
-                self._forced,
-                prompt,
-                [token if not m else -1 for token, m in zip(request.tokens, request.mask, strict=True)],
+    def _place(self, admitted: Sequence[tuple[int, Request]]) -> None:
+        """Writes the state of the admitted requests, one assignment per table."""
+        count, width = len(admitted), self.max_length + 1
+        token, version = np.zeros((2, count, width), dtype=np.int64)
+        forced = np.full((count, width), -1, dtype=np.int64)
+        logp = np.zeros((count, width), dtype=np.float32)
+        column = np.zeros((4, count), dtype=np.int64)
+        longest = max(request.max_tokens for _, request in admitted)
+        drawn: dict[int, np.ndarray] = {}
+        for seed in {request.seed for _, request in admitted}:
+            drawn[seed] = ops.uniforms(seed, np.array([request.id for _, request in admitted]), longest)
+        uniform = np.zeros((count, width), dtype=np.float32)
+        for row, (_, request) in enumerate(admitted):
+            prompt, made = len(request.prompt_tokens), len(request.tokens)
+            end, limit = prompt + made, prompt + request.max_tokens
+            token[row, :prompt] = request.prompt_tokens
+            uniform[row, prompt:limit] = drawn[request.seed][row, : request.max_tokens]
+            if made:
+                token[row, prompt:end] = request.tokens
+                logp[row, prompt:end] = request.logps
+                version[row, prompt:end] = request.versions
+                forced[row, prompt:end] = np.where(request.mask, -1, request.tokens)
+            if request.interrupt_at is not None:
+                start = prompt + request.interrupt_at
+                phrase = np.array(request.interrupt_tokens, dtype=np.int64)[: max(0, limit - start)]
+                plan = np.concatenate([np.full(start, -1), phrase])
+                forced[row, end : len(plan)] = plan[end:]
+            quiet = any(
+                m and token == request.interrupt_unless
+                for token, m in zip(request.tokens, request.mask, strict=True)
             )
-        if request.interrupt_at is not None:
-            plan = [(request.interrupt_at + i, token) for i, token in enumerate(request.interrupt_tokens)]
-            due = [token for place, token in plan if made <= place < request.max_tokens]
-            put(self._forced, prompt + max(made, request.interrupt_at), due)
-        quiet = any(
-            m and token == request.interrupt_unless
-            for token, m in zip(request.tokens, request.mask, strict=True)
-        )
-        self._position[slot] = prompt + made - 1
-        self._last[slot] = limit - 1
+            unless = -1 if request.interrupt_unless is None else request.interrupt_unless
+            column[:, row] = end - 1, limit - 1, quiet, unless
+        slot = torch.tensor([slot for slot, _ in admitted], device=self._device)
+        tables = (self._token, self._version, self._forced, self._logp, self._uniform)
+        for table, values in zip(tables, (token, version, forced, logp, uniform), strict=True):
+            table[slot] = torch.from_numpy(values).to(self._device)
+        for target, values in zip(
+            (self._position, self._last, self._quiet, self._unless), column, strict=True
+        ):
+            target[slot] = torch.from_numpy(values).to(device=self._device, dtype=target.dtype)
+        options = [(request.temperature or 1.0, request.top_p, request.top_k) for _, request in admitted]
+        for target, values in zip(
+            (self._temperature, self._top_p, self._top_k), zip(*options, strict=True), strict=True
+        ):
+            target[slot] = torch.tensor(values, device=self._device, dtype=target.dtype)
         self._active[slot] = True
-        self._quiet[slot] = quiet
-        self._unless[slot] = -1 if request.interrupt_unless is None else request.interrupt_unless
-        self._temperature[slot] = request.temperature or 1.0
-        self._top_p[slot], self._top_k[slot] = request.top_p, request.top_k
-        self._running[slot] = request
+        for place, request in admitted:
+            self._running[place] = request
 
     @property
     def _greedy(self) -> Tensor:
@@ -376,32 +390,39 @@ class TorchEngine:
             mask=tuple((self._forced[slot, start:end] < 0).tolist()),
         )
 
-    def _finish(self, slot: int) -> Sample:
-        request = self._running[slot]
-        assert request is not None
-        start, end = len(request.prompt_tokens), int(self._position[slot]) + 1
-
-        def take(table: Tensor) -> np.ndarray:
-            return table[slot, start:end].cpu().numpy().copy()
-
-        tokens, mask = take(self._token), take(self._forced) < 0
-        self._running[slot] = None
-        self._active[slot] = False
-        self._host_active[slot] = False
-        self._host_position[slot] = 0
-        return Sample(
-            request_id=request.id,
-            group_id=request.group_id,
-            prompt_tokens=request.prompt_tokens,
-            token_ids=tokens,
-            loss_mask=mask,
-            behaviour_logp=take(self._logp),
-            policy_version=take(self._version),
-            stop_reason="stop"
-            if bool(torch.isin(self._token[slot, end - 1], self._stop)) and bool(mask[-1])
-            else "length",
-            interrupted=not bool(mask.all()),
+    def _finish(self, slots: Sequence[int], stopped: Sequence[bool]) -> list[Sample]:
+        """Takes the finished sequences out; one gather per table for all of them."""
+        index = torch.tensor(slots, device=self._device)
+        ends = (self._position[index] + 1).tolist()
+        width = max(ends)
+        token, forced, logp, version = (
+            table[index, :width].cpu().numpy()
+            for table in (self._token, self._forced, self._logp, self._version)
         )
+        samples: list[Sample] = []
+        for row, (slot, end) in enumerate(zip(slots, ends, strict=True)):
+            request = self._running[slot]
+            assert request is not None
+            own = slice(len(request.prompt_tokens), end)
+            mask = forced[row, own] < 0
+            samples.append(
+                Sample(
+                    request_id=request.id,
+                    group_id=request.group_id,
+                    prompt_tokens=request.prompt_tokens,
+                    token_ids=token[row, own].copy(),
+                    loss_mask=mask,
+                    behaviour_logp=logp[row, own].copy(),
+                    policy_version=version[row, own].copy(),
+                    stop_reason="stop" if stopped[row] and mask[-1] else "length",
+                    interrupted=not mask.all(),
+                )
+            )
+            self._running[slot] = None
+        self._active[index] = False
+        self._host_active[slots] = False
+        self._host_position[slots] = 0
+        return samples
 
 
 def _batches(

@@ -185,7 +185,7 @@ class FusedDecoder:
                 part.transpose(1, 2)
                 for part in (qk[:, :, :heads], qk[:, :, heads:], qkv[:, :, heads + kv_heads :])
             )
-            layer.keys[slot, :, :, :length] = key[row].transpose(2, 3)
+            layer.keys[slot, :, :, :length] = key.transpose(2, 3).contiguous()[row]
             layer.values[slot, :, :length] = value[row]
             if index == len(self.layers) - 1:
                 return  # the last layer's output is not needed: decoding starts from the last prompt token

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.rl.conftest import CONFIGS, build, make_groups
+from tests.rooms.rl.conftest import CONFIGS, build, make_groups
 
 from postgrad.core.errors import TrainingError
 from postgrad.core.models.model import Model
