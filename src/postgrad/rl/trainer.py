@@ -38,6 +38,8 @@ HEADLINE = (
     ("speed/samples_per_s", "samples/s", ".0f"),
 )
 
+_LOGGED_EVALUATION_GROUPS = 60
+
 
 class Trainer:
     """Trains `model` in place.
@@ -135,7 +137,7 @@ class Trainer:
         self.engine.load_weights(self.learner.weights(), self.scheduler.version)
         evaluation = self.evaluate_now()
         self.engine.submit(under_way)
-        self.run.log_samples(self.step, self._rows(_spread(evaluation.groups, 60), phase, 1))
+        self.run.log_samples(self.step, self._rows(evaluation.groups[:_LOGGED_EVALUATION_GROUPS], phase, 1))
         return evaluation.metrics
 
     def evaluate_now(self) -> Evaluation:
@@ -314,8 +316,3 @@ class Trainer:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
-
-
-def _spread(groups: Sequence[Group], count: int) -> list[Group]:
-    step = max(1, len(groups) // count)
-    return list(groups[::step][:count])
