@@ -82,3 +82,28 @@ def test_shipped_recipes_are_valid(name: str) -> None:
 def test_bad_configs_are_answered_by_name(overrides: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         resolve(RLConfig, None, overrides)
+
+
+def test_without_a_model_the_embedded_recipe_is_the_default() -> None:
+    from postgrad.rl.config import make_config
+
+    embedded = make_config(tasks=["gcd", "chain_sum"], overrides={"steps": 7})
+    assert embedded.steps == 7
+    assert [task.name for task in embedded.data.tasks] == ["gcd", "chain_sum"]
+    assert embedded.data.tasks[0].options == {"min_value": 2, "max_value": 60}  # the recipe's
+    assert embedded.length.max_completion_tokens == 16
+    given = make_config(tasks=["gcd"], overrides={"model.path": "somewhere"})
+    assert given.length.max_completion_tokens == 14336
+    assert given.data.tasks[0].options == {}
+
+
+def test_defaults_are_the_papers() -> None:
+    """ScaleRL §3-4 and §A, so that nobody changes one by accident."""
+    config = RLConfig()
+    assert (config.algorithm.prompts_per_batch, config.algorithm.samples_per_prompt) == (48, 16)
+    assert (config.algorithm.loss, config.algorithm.aggregation, config.algorithm.advantage_norm) == ("cispo", "prompt", "batch")
+    assert (config.algorithm.zero_variance, config.algorithm.history_threshold) == ("drop", 0.9)
+    assert (config.algorithm.truncated, config.algorithm.fp32_head) == ("exclude", True)
+    assert (config.schedule.mode, config.schedule.k) == ("pipeline", 8)
+    assert (config.optimizer.lr, config.optimizer.warmup_steps, config.optimizer.eps) == (5e-7, 100, 1e-15)
+    assert (config.optimizer.weight_decay, config.length.interrupt_min, config.length.interrupt_max) == (0.01, 10240, 12288)

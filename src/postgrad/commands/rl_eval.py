@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from postgrad.commands.rl_train import resolve_config
-from postgrad.core.config import deep_merge, read_toml, validate
-from postgrad.rl.config import RLConfig
+from postgrad.core.config import read_toml
 
 
 def main(
@@ -25,11 +24,8 @@ def main(
     Without a recipe, the checkpoint or run directory of an `rl train` run brings its own config (tasks, lengths, split).
     """
     source = run_config(Path(model)) if recipe is None else None
-    if source is not None:
-        trained = resolve_config(None, overrides, tasks, source.parent)
-        config = validate(RLConfig, deep_merge(trained.model_dump(), {"model": {"path": model}}))
-    else:
-        config = resolve_config(recipe, {**overrides, "model.path": model}, tasks)
+    from_run = source.parent if source is not None else None
+    config = resolve_config(recipe, {**overrides, "model.path": model}, tasks, from_run)
 
     from postgrad.rl.api import evaluate_model
 

@@ -7,38 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from postgrad.core.config import Config, deep_merge, nest, read_toml, validate
+from postgrad.core.config import read_toml
 from postgrad.core.errors import ConfigError
 from postgrad.core.run import Run
-from postgrad.rl.config import RLConfig
+from postgrad.rl.config import RLConfig, make_config
 
 
 def resolve_config(
     recipe: Path | None, overrides: Mapping[str, Any], tasks: tuple[str, ...], from_run: Path | None = None
 ) -> RLConfig:
-    """Recipe (or the config of an earlier run), then dotted overrides, then `--task`.
-
-    Without recipe and model the `embedded` recipe is used: the defaults are those of the paper, for an 8B model.
-    """
+    """Recipe (or the config of an earlier run), then dotted overrides, then `--task`; see `rl.config.make_config`."""
     if recipe is not None and from_run is not None:
         raise ConfigError("Give a recipe or --from RUN, not both: --from replays that run's own config.")
-    nested = nest(overrides)
-    data: dict[str, Any] = {}
-    if from_run is not None:
-        data = Run.open(from_run).config_dict()
-    elif recipe is not None:
-        data = read_toml(recipe)
-    elif not nested.get("model", {}).get("path"):
-        from postgrad.core.recipes import find_recipe
-
-        data = read_toml(find_recipe("embedded"))
-    data = deep_merge(data, nested)
-    if tasks:
-        known = {
-            item.get("name"): item for item in data.get("data", {}).get("tasks", []) if isinstance(item, dict)
-        }
-        data = deep_merge(data, {"data": {"tasks": [known.get(name, {"name": name}) for name in tasks]}})
-    return validate(RLConfig, data)
+    data = Run.open(from_run).config_dict() if from_run else read_toml(recipe) if recipe else None
+    return make_config(data, tasks=tasks, overrides=overrides)
 
 
 def main(
@@ -111,10 +93,9 @@ def headline(run: Run) -> str:
     return f"held-out pass rate: {show(rows[0])} -> {show(rows[-1])}"
 
 
-def _dry_run(config: Config) -> int:
+def _dry_run(config: RLConfig) -> int:
     from postgrad.rl.plan import make_plan
 
-    assert isinstance(config, RLConfig)
     print(json.dumps(config.model_dump(mode="json"), indent=2))
     for line in make_plan(config).lines(config.steps):
         print(line)

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from postgrad.core.config import deep_merge, nest, resolve, validate
+from postgrad.core.config import validate
 from postgrad.core.data import plain_text
 from postgrad.core.errors import ConfigError, DataError
-from postgrad.core.models import embedded_model, latest_checkpoint, load
+from postgrad.core.models import embedded_model, load
 from postgrad.core.models.model import Model
 from postgrad.core.run import Run, check_free
 from postgrad.core.types import Prompt
 from postgrad.engines import TorchEngine
-from postgrad.rl.config import RLConfig
+from postgrad.rl.config import RLConfig, make_config
 from postgrad.rl.evaluate import Evaluation, choose_prompts, evaluate
 from postgrad.rl.rollout import Rollout
 from postgrad.rl.trainer import HEADLINE, Trainer
@@ -167,21 +167,21 @@ def train(
         check_free(out, overwrite=overwrite)
     # Everything that can be wrong with the input comes to light before the run directory is touched.
     data = read_data(config)
-    last = latest_checkpoint(out) if resume else None
+    last = Run.open(out).latest_checkpoint() if resume else None
     note = (lambda text: None) if quiet else _to_stderr
     if last is not None:
-        policy = load(last, device=config.model.device, dtype=config.model.dtype)
+        policy = load(last[1], device=config.model.device, dtype=config.model.dtype)
     else:
         policy = model if isinstance(model, Model) else load_model(config, data, _warm_start_notes(note))
     with VerifierPool(config.data.tasks, config.data.verify_workers, config.data.verify_timeout_s) as judge:
         parts = _prepare(policy, config, data, note)
         with _open_run(config, out, resume, overwrite, command, quiet) as run:
             if resume:
-                run.truncate_after(int(last.name.removeprefix("step_")) if last is not None else -1)
+                run.truncate_after(last[0] if last is not None else -1)
             trainer = Trainer(run, policy, parts.engine, config, judge, parts.stream, parts.held_out)
             if last is not None:
-                run.note(f"resuming from {last.name}")
-                trainer.resume(last)
+                run.note(f"resuming from {last[1].name}")
+                trainer.resume(last[1])
             trainer.fit()
     return run
 
@@ -239,14 +239,10 @@ def _configure(
     dotted = {key.replace("__", "."): value for key, value in overrides.items()}
     if isinstance(model, (str, Path)):
         dotted["model.path"] = str(model)
-    if task is not None:
-        names = [task] if isinstance(task, str) else list(task)
-        dotted["data.tasks"] = [{"name": name} for name in names]
-    if config is None:
-        return resolve(RLConfig, None, dotted)
-    if not dotted:
-        return config
-    return validate(RLConfig, deep_merge(config.model_dump(), nest(dotted)))
+    elif isinstance(model, Model):
+        dotted["model.path"] = model.source or "given in memory"
+    names = [task] if isinstance(task, str) else list(task or ())
+    return make_config(None if config is None else config.model_dump(), tasks=names, overrides=dotted)
 
 
 def _open_run(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from postgrad.core.config import Config
+from postgrad.core.config import Config, deep_merge, nest, read_toml, validate
 from postgrad.core.models import ModelConfig
+from postgrad.core.recipes import find_recipe
 from postgrad.engines.config import EngineConfig
 from postgrad.tasks.config import DataConfig
 
@@ -157,3 +159,24 @@ class RLConfig(Config):
     engine: EngineConfig = Field(default_factory=EngineConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
     run: RunConfig = Field(default_factory=RunConfig)
+
+
+def make_config(
+    data: Mapping[str, Any] | None = None,
+    *,
+    tasks: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> RLConfig:
+    """Recipe data, then dotted overrides, then tasks by name (with the recipe's options for those it knows).
+
+    Without recipe and model it is the shipped recipe `embedded`: the plain defaults are the paper's, for an 8B model.
+    """
+    nested = nest(overrides or {})
+    if data is None:
+        embedded = not nested.get("model", {}).get("path")
+        data = read_toml(find_recipe("embedded")) if embedded else {}
+    merged = deep_merge(data, nested)
+    if tasks:
+        known = {task["name"]: task for task in merged.get("data", {}).get("tasks", []) if "name" in task}
+        merged = deep_merge(merged, {"data": {"tasks": [known.get(name, {"name": name}) for name in tasks]}})
+    return validate(RLConfig, merged)
