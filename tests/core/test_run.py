@@ -480,17 +480,22 @@ def test_kill_nine_at_random_moments_then_the_same_files(tmp_path: Path) -> None
     """Eight kills spread over the writing; the finished files equal those of a run that was never killed."""
     random_generator = random.Random(5)
     killed = tmp_path / "killed"
-    num_steps = 120
+    num_steps = 300  # far more than eight kills can let pass
     num_kills = 0
     for _ in range(8):
         writer = python(WRITER, killed, num_steps)
         assert writer.stdout is not None
         assert writer.stdout.readline() == "ready\n"
-        time.sleep(random_generator.uniform(0.0, 0.12))
+        log = killed / "metrics.jsonl"
+        size = log.stat().st_size if log.exists() else 0
+        more = random_generator.randint(1, 8) * 3000  # a line has a little over 3,000 bytes
+        while writer.poll() is None and (not log.exists() or log.stat().st_size < size + more):
+            pass
+        time.sleep(random_generator.uniform(0.0, 0.003))
         writer.kill()
         writer.communicate()
         num_kills += writer.returncode == -signal.SIGKILL
-    assert num_kills >= 4
+    assert num_kills == 8
     for path in (killed, tmp_path / "whole"):
         writer = python(WRITER, path, num_steps)
         writer.communicate(timeout=60)
@@ -498,8 +503,8 @@ def test_kill_nine_at_random_moments_then_the_same_files(tmp_path: Path) -> None
     for name in ("metrics.jsonl", "samples.jsonl", "config.json"):
         assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert sorted(entry.name for entry in (killed / "checkpoints").iterdir()) == [
-        "step_00000117",
-        "step_00000120",
+        "step_00000297",
+        "step_00000300",
     ]
     assert Run.open(killed).status == "finished"
 
