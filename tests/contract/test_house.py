@@ -101,9 +101,17 @@ def test_defaults_are_the_papers() -> None:
     """ScaleRL §3-4 and §A, so that nobody changes one by accident."""
     config = RLConfig()
     assert (config.algorithm.prompts_per_batch, config.algorithm.samples_per_prompt) == (48, 16)
-    assert (config.algorithm.loss, config.algorithm.aggregation, config.algorithm.advantage_norm) == ("cispo", "prompt", "batch")
+    assert (config.algorithm.loss, config.algorithm.aggregation, config.algorithm.advantage_norm) == (
+        "cispo",
+        "prompt",
+        "batch",
+    )
     assert (config.algorithm.zero_variance, config.algorithm.history_threshold) == ("drop", 0.9)
     assert (config.algorithm.truncated, config.algorithm.fp32_head) == ("exclude", True)
     assert (config.schedule.mode, config.schedule.k) == ("pipeline", 8)
     assert (config.optimizer.lr, config.optimizer.warmup_steps, config.optimizer.eps) == (5e-7, 100, 1e-15)
-    assert (config.optimizer.weight_decay, config.length.interrupt_min, config.length.interrupt_max) == (0.01, 10240, 12288)
+    assert (config.optimizer.weight_decay, config.length.interrupt_min, config.length.interrupt_max) == (
+        0.01,
+        10240,
+        12288,
+    )
