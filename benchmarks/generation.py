@@ -456,14 +456,14 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="B=64 only, fewer requests, 3 rounds")
+    parser.add_argument("--quick", action="store_true", help="B=64 only, 3 rounds")
     parser.add_argument("--recipe", default="embedded", help="whose embedded architecture")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--rounds", type=int, help="default 7 (quick: 3)")
+    parser.add_argument("--rounds", type=int, help="default 5 (quick: 3)")
     parser.add_argument("--no-compile", action="store_true")
     options = parser.parse_args()
-    options.rounds = options.rounds or (3 if options.quick else 7)
+    options.rounds = options.rounds or (3 if options.quick else 5)
     return options
 
 
@@ -472,9 +472,9 @@ def workloads(quick: bool, vocab: int) -> list[Workload]:
     if quick:
         return [equal_lengths(64, vocab, 1), rl_like(64, vocab, 256)]
     return [
-        equal_lengths(64, vocab, 4),
+        equal_lengths(64, vocab, 2),
         equal_lengths(256, vocab, 1),
-        rl_like(64, vocab, 1024),
+        rl_like(64, vocab, 256),
         rl_like(256, vocab, 1024),
     ]
 

@@ -12,11 +12,10 @@ loading nor checkpoints count (start-up is reported separately).
 - samples/s: all samples over all seconds, without the first updates (the pipeline fills, caches warm).
 
 TRL runs until its clock is `--budget` times ours or it has passed our final pass rate. Its speed settings and learning rate
-are options; `--sweep` measures the speed settings, takes the fastest for the comparison, and tries lr/2, lr and 2·lr,
-taking the one with the highest held-out pass rate after the same updates (about 15 minutes in all). On one thread of a busy
-machine the speed settings came within the noise of one another (179 to 213 samples/s), except continuous batching (about a
-quarter of that), so the defaults are the plain ones: one forward pass over the whole batch, one update per generation
-phase, the recipe's lr. What was used is part of the result.
+are options; `--sweep` measures the speed settings and takes the fastest for the comparison, then tries ½, 1, 2 and 4 times
+the recipe's lr on both sides alike, each side keeping the one with the highest held-out pass rate after half the updates.
+Without it TRL gets one forward pass over the whole batch, one update per generation phase and the recipe's lr. What was
+used is part of the result.
 
     python benchmarks/rl_vs_trl.py [--quick] [--sweep] [--seeds 3] [--threads N]
 """
@@ -145,9 +144,9 @@ class Bench:
         path.write_text(json.dumps(self.config.model_dump(mode="json") | {"seed": seed}), encoding="utf-8")
         return path
 
-    def ours(self, seed: int) -> Outcome:
-        """One `postgrad rl train`."""
-        out = self.folder / f"ours-{seed}"
+    def ours(self, seed: int, lr: float, *, name: str = "ours", **limits: int) -> Outcome:
+        """One `postgrad rl train`; `limits` are further options (`steps`, `eval__every`)."""
+        out = self.folder / f"{name}-{lr}-{seed}"
         words = [
             sys.executable,
             "-m",
@@ -157,6 +156,8 @@ class Bench:
             str(self.config_file(seed)),
             "--out",
             str(out),
+            f"--optimizer.lr={lr}",
+            *(f"--{key.replace('__', '.')}={value}" for key, value in limits.items()),
         ]
         started = time.perf_counter()
         self._call(words)
@@ -264,17 +265,19 @@ def sweep_speed(bench: Bench, batch: int) -> Setting:
     return best[1]
 
 
-def sweep_lr(bench: Bench, setting: Setting, updates: int) -> float:
-    """The best for TRL of lr/2, lr and 2·lr: highest held-out pass rate after the same number of updates."""
-    found: dict[float, float] = {}
-    for factor in (0.5, 1.0, 2.0):
+def sweep_lr(bench: Bench, setting: Setting, updates: int) -> tuple[float, float]:
+    """Each side's best of ½, 1, 2 and 4 times the recipe's lr: highest held-out pass rate after `updates` updates."""
+    rows: list[list[object]] = []
+    ours: dict[float, float] = {}
+    trl: dict[float, float] = {}
+    for factor in (0.5, 1.0, 2.0, 4.0):
         lr = factor * bench.config.optimizer.lr
-        run = bench.trl(0, setting, lr, name="lr", updates=updates, eval_every=updates)
-        found[lr] = run.points[-1].pass_rate
-    print_table(
-        f"TRL's lr ({updates} updates)", ["lr", "held-out"], [[lr, rate] for lr, rate in found.items()]
-    )
-    return max(found, key=lambda lr: found[lr])
+        mine = bench.ours(0, lr, name="lr", steps=updates, eval__every=updates)
+        other = bench.trl(0, setting, lr, name="lr", updates=updates, eval_every=updates)
+        ours[lr], trl[lr] = mine.points[-1].pass_rate, other.points[-1].pass_rate
+        rows.append([lr, ours[lr], trl[lr]])
+    print_table(f"Held-out pass rate after {updates} updates", ["lr", "postgrad", "TRL"], rows)
+    return max(ours, key=lambda lr: ours[lr]), max(trl, key=lambda lr: trl[lr])
 
 
 def parse() -> argparse.Namespace:
@@ -292,9 +295,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--target", type=float, help="held-out pass rate; default 60 %% of our way")
     parser.add_argument("--budget", type=float, help="TRL's clock over ours, at most; default 4 (quick: 3)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--sweep", action="store_true", help="search TRL's settings and lr first")
+    parser.add_argument("--sweep", action="store_true", help="search TRL's settings and both sides' lr first")
+    parser.add_argument("--lr", type=float, help="ours; default: the recipe's")
     parser.add_argument("--trl-per-device", type=int, default=0, help="rows per forward pass; 0 = default")
     parser.add_argument("--trl-updates-per-generation", type=int, default=1)
+    parser.add_argument("--trl-attention", default="sdpa", choices=("sdpa", "eager"))
     parser.add_argument("--trl-lr", type=float, help="default: the recipe's")
     parser.add_argument(
         "--timeout-s", type=float, default=1200, help="most seconds of one run of either side"
@@ -308,13 +313,13 @@ def parse() -> argparse.Namespace:
 
 
 def compare(
-    bench: Bench, setting: Setting, lr: float, options: argparse.Namespace
+    bench: Bench, setting: Setting, lr: tuple[float, float], options: argparse.Namespace
 ) -> tuple[list[Outcome], list[Outcome]]:
-    """Ours and TRL, seed by seed."""
+    """Ours and TRL, seed by seed, at (our, their) learning rate."""
     ours: list[Outcome] = []
     trl: list[Outcome] = []
     for seed in range(options.seeds):
-        ours.append(bench.ours(seed))
+        ours.append(bench.ours(seed, lr[0]))
         _report("ours", seed, ours[-1])
         limits = {
             "updates": 10 * options.updates,
@@ -322,7 +327,7 @@ def compare(
             "budget_s": options.budget * ours[-1].elapsed,
             "stop_at": max(run.points[-1].pass_rate for run in ours),
         }
-        trl.append(bench.trl(seed, setting, lr, **limits))
+        trl.append(bench.trl(seed, setting, lr[1], **limits))
         _report("TRL", seed, trl[-1])
     return ours, trl
 
@@ -353,18 +358,21 @@ def main() -> None:
         bench = Bench(options, Path(folder), peer)
         algorithm = bench.config.algorithm
         batch = algorithm.prompts_per_batch * algorithm.samples_per_prompt
-        setting = Setting(options.trl_per_device or batch, options.trl_updates_per_generation)
-        lr = options.trl_lr or bench.config.optimizer.lr
+        setting = Setting(
+            options.trl_per_device or batch, options.trl_updates_per_generation, options.trl_attention
+        )
+        found = bench.config.optimizer.lr, bench.config.optimizer.lr
         if options.sweep:
             setting = sweep_speed(bench, batch)
-            lr = options.trl_lr or sweep_lr(bench, setting, options.updates // 2)
+            found = sweep_lr(bench, setting, options.updates // 2)
+        lr = options.lr or found[0], options.trl_lr or found[1]
         ours, trl = compare(bench, setting, lr, options)
         result = summarise(bench, ours, trl, setting, lr)
     finish("rl_vs_trl", **result, **machine(options.threads))
 
 
 def summarise(
-    bench: Bench, ours: Sequence[Outcome], trl: Sequence[Outcome], setting: Setting, lr: float
+    bench: Bench, ours: Sequence[Outcome], trl: Sequence[Outcome], setting: Setting, lr: tuple[float, float]
 ) -> dict[str, Any]:
     """Prints the table; returns the fields of the result."""
     target = choose_target(ours, bench.options.target)
@@ -411,7 +419,8 @@ def summarise(
             "ours": statistics.median(run.wall_s for run in ours),
             "trl": statistics.median(run.wall_s for run in trl),
         },
-        "trl_settings": {**vars(setting), "lr": lr},
+        "lr": {"ours": lr[0], "trl": lr[1]},
+        "trl_settings": vars(setting),
     }
 
 
