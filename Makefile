@@ -36,6 +36,9 @@ check: lint test
 bench: $(VENV)/.installed
 	$(PY) benchmarks/generation.py --quick
 	$(PY) benchmarks/rl_vs_trl.py --quick
+	$(PY) benchmarks/scaling_fit.py --quick
+	$(PY) benchmarks/scaling_calibration.py --quick
+	$(PY) benchmarks/mara_tabular.py --quick
 
 # Peers live in environments of their own.
 bench-trl: $(VENV)/bin/uv

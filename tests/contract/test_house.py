@@ -16,12 +16,21 @@ from postgrad.core.config import Config, resolve, validate, walk_fields
 from postgrad.core.errors import ConfigError
 from postgrad.core.recipes import shipped_recipes
 from postgrad.rl import RLConfig
+from postgrad.scaling import ScalingConfig
 
-FACES = ["postgrad", "postgrad.core.models", "postgrad.engines", "postgrad.rl", "postgrad.tasks"]
+FACES = [
+    "postgrad",
+    "postgrad.core.models",
+    "postgrad.engines",
+    "postgrad.mara",
+    "postgrad.rl",
+    "postgrad.scaling",
+    "postgrad.tasks",
+]
 MODULES = sorted(
     m.name for m in pkgutil.walk_packages(postgrad.__path__, "postgrad.") if "__main__" not in m.name
 )
-CONFIGS: list[type[Config]] = [RLConfig]
+CONFIGS: list[type[Config]] = [RLConfig, ScalingConfig]
 
 
 @pytest.mark.parametrize("name", FACES)
@@ -35,7 +44,10 @@ def test_the_public_face_is_sorted_and_complete(name: str) -> None:
 
 
 def test_importing_postgrad_and_its_configs_needs_no_torch() -> None:
-    code = "import sys, postgrad.rl.config, postgrad.tasks, postgrad.engines; print('torch' in sys.modules)"
+    code = (
+        "import sys, postgrad.rl.config, postgrad.tasks, postgrad.engines, postgrad.scaling.api; "
+        "print('torch' in sys.modules)"
+    )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
 
 

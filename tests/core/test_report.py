@@ -16,9 +16,9 @@ import pytest
 from postgrad.core import figures
 from postgrad.core.config import Config
 from postgrad.core.errors import RunError
-from postgrad.core.figures import Figure, Headline, Interval, Line, to_csv, to_svg
+from postgrad.core.figures import PALETTE, Figure, Headline, Interval, Line, to_csv, to_png, to_svg
 from postgrad.core.glossary import GLOSSARY, explain
-from postgrad.core.report import default_headlines, merge_rows, metric_tiles, write_report
+from postgrad.core.report import Table, default_headlines, merge_rows, metric_tiles, write_report
 from postgrad.core.report_samples import MAX_SAMPLES, sample_groups
 from postgrad.core.run import Run
 
@@ -254,6 +254,88 @@ def test_a_room_may_bring_its_own_headlines_and_figures(tmp_path: Path) -> None:
     assert "The law" in page
     assert (tmp_path / "r" / "figures" / "law.csv").read_text() == "c,r\n1,0.1\n10,0.2\n100,0.3\n"
     assert not (tmp_path / "r" / "figures" / "pass_rate.csv").exists()
+
+
+def test_tables_and_notes_are_text_in_their_cells(tmp_path: Path) -> None:
+    table = Table("Fits <b>", ("", "A & B"), [(HOSTILE[0], "0.6"), ("second", HOSTILE[1])], "A note <i>.")
+    page = write_report(make_run(tmp_path / "r"), tables=[table], notes=["First.", HOSTILE[1]]).read_text()
+    reader = Reader(page)
+    tags = [tag for tag, attributes in reader.tags if attributes.get("scope") in ("row", "col")]
+    assert "img" not in [tag for tag, _ in reader.tags]
+    assert len(tags) >= 4
+    body = page.split("<tbody>")[1].split("</tbody>")[0]
+    cells = re.findall(r"<(th scope=\"row\"|td)>(.*?)</", body)
+    assert [cell for cell, _ in cells] == ['th scope="row"', "td"] * 2
+    assert cells[1][1] == "0.6"
+    assert "&lt;/script&gt;" in cells[0][1]
+    assert "<h2>Fits &lt;b&gt;</h2>" in page
+    assert "A &amp; B" in page
+    assert "A note &lt;i&gt;." in page
+    assert page.index("First.") < page.index("<svg") < page.index("Fits &lt;b&gt;")
+
+
+def test_a_derived_run_has_no_steps_metrics_or_replay(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r")
+    whole = write_report(run).read_text()
+    assert (tmp_path / "r" / "figures" / "loss_grad_norm.csv").exists()
+    derived = write_report(run, headlines=[], figures=[], derived=True).read_text()
+    for words in ("4 steps", "<h2>Metrics</h2>", "from its resolved config"):
+        assert words in whole
+        assert words not in derived
+    assert "as it was started" in derived
+
+
+EVERY_STYLE = Figure(
+    "styles",
+    "Styles",
+    "",
+    {"x": [0.0, 1.0, 2.0, 3.0], "y": [1.0, 2.0, 3.0, 4.0], "z": [4.0, 3.0, None, 1.0]},
+    "x",
+    (
+        Line("y", "law", style="dashed", role="b"),
+        Line("y", style="scatter", role="b"),
+        Line("z", style="hollow", role="ink"),
+    ),
+    shaded=(0.5, 1.5),
+)
+
+
+def test_styles_of_lines_in_an_svg() -> None:
+    svg = to_svg(EVERY_STYLE, 600, 300)
+    assert "stroke-dasharray" in svg
+    band, rest = svg.split("var(--fig-grid", 1)
+    assert "patch_2" in band  # the shaded part is drawn, and before the lines
+    assert rest.count("<use ") >= 4 + 3  # four markers of y, three of z: the gap has none
+    assert "var(--fig-b" in svg
+    assert "var(--fig-a," not in svg  # every line has said its colour
+    assert svg != to_svg(Figure(**{**vars(EVERY_STYLE), "shaded": None}), 600, 300)
+
+
+def test_a_png_shows_its_colours_on_white() -> None:
+    import io
+
+    import numpy as np
+    from matplotlib.image import imread
+
+    png = to_png(EVERY_STYLE, 600, 300)
+    pixels = (imread(io.BytesIO(png), format="png")[..., :3] * 255).round().astype(int)
+    assert pixels.shape == (600, 1200, 3)
+    assert pixels[0, 0].tolist() == [255, 255, 255]
+    for role in ("b", "ink"):
+        colour = [int(PALETTE[role][1][i : i + 2], 16) for i in (1, 3, 5)]
+        assert (np.abs(pixels - colour).sum(-1) <= 3).sum() > 50, role
+    assert to_png(EVERY_STYLE, 600, 300) == png
+
+
+def test_ticks_of_large_and_of_small_numbers() -> None:
+    def ticks(largest: float) -> set[str]:
+        xs = [0.0, largest / 3, largest]
+        svg = to_svg(Figure("x", "", "", {"x": xs, "y": [1.0, 2.0, 3.0]}, "x", (Line("y"),)), 600, 300)
+        return set(re.findall(r"<text [^>]*>([^<]+)</text>", svg))
+
+    assert {"0", "2e18", "6e18"} <= ticks(6e18)  # no power of ten in a corner
+    assert {"0", "20,000", "60,000"} <= ticks(60_000)
+    assert {"0.2", "0.6"} <= ticks(0.61)  # not only whole numbers
 
 
 def test_a_directory_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

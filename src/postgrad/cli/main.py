@@ -17,11 +17,10 @@ import click
 
 from postgrad._version import __version__
 from postgrad.cli.options import check_overrides, split_words
-from postgrad.cli.tree import DottedCommand, HintingGroup
+from postgrad.cli.scaling import scaling
+from postgrad.cli.tree import ARGV_KEY, DottedCommand, HintingGroup, group_settings
 from postgrad.core.errors import PostgradError
 from postgrad.core.recipes import find_recipe
-
-ARGV_KEY = "postgrad.argv"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,14 +65,11 @@ def _command(name: str) -> Any:
     return importlib.import_module(f"postgrad.commands.{name}")
 
 
-def _settings(group: bool = False) -> dict[str, Any]:
-    settings: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-    return (
-        settings if group else {**settings, "ignore_unknown_options": True, "allow_interspersed_args": True}
-    )
+def _settings() -> dict[str, Any]:
+    return {**group_settings(), "ignore_unknown_options": True, "allow_interspersed_args": True}
 
 
-@click.group(cls=HintingGroup, context_settings=_settings(group=True))
+@click.group(cls=HintingGroup, context_settings=group_settings())
 @click.version_option(__version__, prog_name="postgrad", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error. May stand anywhere.")
 def cli(debug: bool) -> None:
@@ -81,7 +77,10 @@ def cli(debug: bool) -> None:
     del debug  # taken out of the words by `main`
 
 
-@cli.group(cls=HintingGroup, context_settings=_settings(group=True))
+cli.add_command(scaling)
+
+
+@cli.group(cls=HintingGroup, context_settings=group_settings())
 def rl() -> None:
     """Reinforcement learning with verifiable rewards."""
 

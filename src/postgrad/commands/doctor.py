@@ -21,6 +21,9 @@ EXTRAS = {
     "envs": (("reasoning-gym", "reasoning_gym"), ("math-verify", "math_verify")),
     "data": (("datasets", "datasets"), ("pyarrow", "pyarrow")),
     "report": (("matplotlib", "matplotlib"),),
+    "logs": (("tensorboard", "tensorboard"), ("wandb", "wandb")),
+    "scaling": (("scipy", "scipy"),),
+    "chem": (("rdkit", "rdkit"),),
 }
 Level = Literal["ok", "note", "warning"]
 

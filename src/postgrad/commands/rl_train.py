@@ -47,17 +47,25 @@ def main(
         return _dry_run(resolve_config(recipe, overrides, tasks, from_run))
     config = RLConfig() if resume else resolve_config(recipe, overrides, tasks, from_run)
 
-    from postgrad.core.report import write_report
+    from postgrad.commands.rl_report import rewrite_report
     from postgrad.rl.api import train
+    from postgrad.scaling.live import Forecaster
 
     try:
-        run = train(config=config, out=out, resume=resume, overwrite=overwrite, command=argv)
+        run = train(
+            config=config,
+            out=out,
+            resume=resume,
+            overwrite=overwrite,
+            command=argv,
+            forecaster=Forecaster(name=out.name),
+        )
     except KeyboardInterrupt:
         print(f"Stopped. Go on with: postgrad rl train --out {out} --resume")
         raise
     summarise(run)
     print(f"checkpoint: {run.checkpoints()[-1][1]}")
-    print(f"report: {write_report(run)}")
+    print(f"report: {rewrite_report(run)}")
     print(headline(run))
     return 0
 

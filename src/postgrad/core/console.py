@@ -104,3 +104,23 @@ def format_step(
     if row.get("nonfinite/count"):
         parts.append(f"({row['nonfinite/count']} non-finite)")
     return "  ".join(parts)
+
+
+def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A plain table on stdout, columns aligned, the header underlined.
+
+    >>> print_rows(("", "value"), [("A", "0.61"), ("B", "2")])
+    <BLANKLINE>
+       value
+    -  -----
+    A  0.61
+    B  2
+    """
+    cells = [tuple(header), *(tuple(row) for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]
+    print()
+    print("\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]]))

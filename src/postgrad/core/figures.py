@@ -29,6 +29,7 @@ PALETTE: dict[str, tuple[str, str, str]] = {
     "d": ("#0a0b06", "#4f7f3a", "#97c77f"),
 }
 LINE_ROLES = ("a", "b", "c", "d")
+Style = Literal["line", "points", "bars", "dashed", "scatter", "hollow"]
 
 
 class Interval(NamedTuple):
@@ -65,16 +66,18 @@ class Line:
         y: column of the values.
         label: in the legend; no legend for a single line without one.
         low, high: columns of a band around it.
-        style: `line`, `points` (line with markers) or `bars`.
+        style: `line`, `points` (line with markers), `bars`, `dashed`, `scatter` (markers only) or `hollow` (open markers).
         smooth: draw the values faintly and their moving mean on top.
+        role: colour, a key of PALETTE; empty = the next one of LINE_ROLES.
     """
 
     y: str
     label: str = ""
     low: str | None = None
     high: str | None = None
-    style: Literal["line", "points", "bars"] = "line"
+    style: Style = "line"
     smooth: bool = False
+    role: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class Figure:
         x_label, y_label: of the axes; empty for none.
         percent: values are shares, shown as percentages.
         log_x: logarithmic horizontal axis.
+        shaded: part of the horizontal axis behind which the paper is darker.
     """
 
     name: str
@@ -103,6 +107,7 @@ class Figure:
     y_label: str = ""
     percent: bool = False
     log_x: bool = False
+    shaded: tuple[float, float] | None = None
 
 
 def to_csv(figure: Figure) -> str:
@@ -135,20 +140,35 @@ def to_svg(figure: Figure, width: float, height: float, *, variant: str = "") ->
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
+    given = {role: colours[0] for role, colours in PALETTE.items()}
+    svg = _save(figure, width, height, given, format="svg", metadata=_NO_METADATA, salt=figure.name + variant)
+    return _clean(svg.decode(), figure, variant)
+
+
+def to_png(figure: Figure, width: float, height: float, *, scale: float = 2.0) -> bytes:
+    """A PNG on white paper, `width`·`scale` by `height`·`scale` pixels. Raises MissingExtraError as `to_svg`."""
+    light = {role: colours[1] for role, colours in PALETTE.items()}
+    return _save(figure, width, height, light, format="png", dpi=72 * scale, facecolor="white")
+
+
+_NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+
+
+def _save(
+    figure: Figure, width: float, height: float, colours: Mapping[str, str], *, salt: str = "", **options: Any
+) -> bytes:
     require_matplotlib()
     mpl: Any = import_module("matplotlib")
     canvas_type: Any = import_module("matplotlib.figure").Figure
-
-    ink, grid = PALETTE["ink"][0], PALETTE["grid"][0]
     style = {
         "svg.fonttype": "none",
-        "svg.hashsalt": figure.name + variant,
+        "svg.hashsalt": salt,
         "font.size": 11.5,
-        "axes.edgecolor": grid,
-        "axes.labelcolor": ink,
-        "xtick.color": ink,
-        "ytick.color": ink,
-        "text.color": ink,
+        "axes.edgecolor": colours["grid"],
+        "axes.labelcolor": colours["ink"],
+        "xtick.color": colours["ink"],
+        "ytick.color": colours["ink"],
+        "text.color": colours["ink"],
         "axes.linewidth": 1.0,
         "path.simplify_threshold": 0.5,
     }
@@ -156,21 +176,21 @@ def to_svg(figure: Figure, width: float, height: float, *, variant: str = "") ->
         canvas = canvas_type(figsize=(width / 72, height / 72), layout="constrained")
         canvas.patch.set_alpha(0)
         axes = canvas.add_subplot()
-        _draw(axes, figure, small=height < 200, narrow=width < 500)
-        out = io.StringIO()
-        canvas.savefig(
-            out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-        )
-    return _clean(out.getvalue(), figure, variant)
+        _draw(axes, figure, colours, small=height < 200, narrow=width < 500)
+        out = io.BytesIO()
+        canvas.savefig(out, **options)
+    return out.getvalue()
 
 
-def _draw(axes: Any, figure: Figure, *, small: bool, narrow: bool) -> None:
+def _draw(axes: Any, figure: Figure, colours: Mapping[str, str], *, small: bool, narrow: bool) -> None:
     ticker: Any = import_module("matplotlib.ticker")
     xs = figure.columns[figure.x]
+    if figure.shaded is not None:
+        axes.axvspan(*figure.shaded, color=colours["grid"], alpha=0.45, linewidth=0)
     for role, line in zip(LINE_ROLES * (len(figure.lines) // 4 + 1), figure.lines, strict=False):
-        _draw_line(axes, figure, line, xs, PALETTE[role][0], small=small)
+        _draw_line(axes, figure, line, xs, colours[line.role or role], small=small)
     axes.patch.set_alpha(0)
-    axes.grid(axis="y", color=PALETTE["grid"][0], linewidth=1)
+    axes.grid(axis="y", color=colours["grid"], linewidth=1)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, pad=5, labelsize=10 if small else 11.5)
     for side in ("top", "right", "left"):
@@ -178,9 +198,10 @@ def _draw(axes: Any, figure: Figure, *, small: bool, narrow: bool) -> None:
     if figure.log_x:
         axes.set_xscale("log")
     else:
-        axes.xaxis.set_major_locator(
-            ticker.MaxNLocator(4 if narrow else 8, integer=True, steps=[1, 2, 2.5, 5, 10])
-        )
+        whole = all(float(x).is_integer() for x in numbers_in(xs))
+        locator = ticker.MaxNLocator(4 if narrow else 8, integer=whole, steps=[1, 2, 2.5, 5, 10])
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(ticker.FuncFormatter(_number_tick))
     axes.yaxis.set_major_locator(ticker.MaxNLocator(3 if small else 6))
     if figure.percent:
         axes.yaxis.set_major_formatter(ticker.FuncFormatter(_percent_tick))
@@ -188,21 +209,41 @@ def _draw(axes: Any, figure: Figure, *, small: bool, narrow: bool) -> None:
         axes.set_ylim(max(low, -0.02), min(max(high, low + 0.01), 1.02))
     else:
         formatter = ticker.ScalarFormatter(useMathText=False)
-        formatter.set_powerlimits((-3, 6))
+        formatter.set_powerlimits((-4, 6))
         axes.yaxis.set_major_formatter(formatter)
         axes.yaxis.get_offset_text().set_fontsize(10)
     axes.margins(x=0.02)
     axes.set_xlabel(figure.x_label)
     axes.set_ylabel(figure.y_label)
-    if any(line.label for line in figure.lines):
+    labels = [line.label for line in figure.lines if line.label]
+    if labels:
+        across = (2 if len(labels) > 3 and max(map(len, labels)) < 14 else 1) if narrow else 6
         axes.legend(
             frameon=False,
             loc="lower left",
             bbox_to_anchor=(-0.02, 1.0),
-            ncols=1 if narrow else 4,
+            ncols=across if sum(map(len, labels)) < 90 or narrow else 3,
             handlelength=1.4,
             columnspacing=1.6,
         )
+
+
+def numbers_in(column: Column) -> list[float]:
+    """The numbers of a column.
+
+    >>> numbers_in([1, None, 2.5])
+    [1, 2.5]
+    """
+    return [x for x in column if x is not None]
+
+
+def _number_tick(value: float, _: int | None = None) -> str:
+    """A number of a linear axis: thousands apart, powers of ten above ten million.
+
+    >>> _number_tick(12500.0), _number_tick(0.25), _number_tick(1.5e19), _number_tick(0.0)
+    ('12,500', '0.25', '1.5e19', '0')
+    """
+    return f"{value:.4g}".replace("e+", "e") if abs(value) >= 1e7 else f"{value:,.6g}"
 
 
 def _percent_tick(share: float, _: int | None = None) -> str:
@@ -231,14 +272,20 @@ def _draw_line(axes: Any, figure: Figure, line: Line, xs: Column, colour: str, *
         high = [point[1] if point[3] is None else point[3] for point in points]
         axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
     width = 1.5 if small else 2.0
-    marker: dict[str, Any] = (
-        {"marker": "o", "markersize": 3 if small else 4.5} if line.style == "points" else {}
-    )
+    options: dict[str, Any] = {"linewidth": width, "solid_capstyle": "round"}
+    if line.style == "dashed":
+        options["linestyle"] = (0, (4, 3))
+    elif line.style != "line":
+        options |= {"marker": "o", "markersize": 3 if small else 4.5}
+    if line.style in ("scatter", "hollow"):
+        options["linestyle"] = "none"
+    if line.style == "hollow":
+        options |= {"markerfacecolor": "none", "markeredgewidth": 1.0}
     window = len(y) // 25 | 1
     if line.smooth and window >= 3:
         axes.plot(x, y, color=colour, alpha=0.3, linewidth=0.8)
         y = moving_mean(y, window)
-    axes.plot(x, y, color=colour, linewidth=width, label=line.label, solid_capstyle="round", **marker)
+    axes.plot(x, y, color=colour, label=line.label, **options)
 
 
 def moving_mean(values: Sequence[float], window: int) -> list[float]:

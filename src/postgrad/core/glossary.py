@@ -74,6 +74,19 @@ GLOSSARY: dict[str, str] = {
     "compute/generate_flops": "Floating-point operations spent in generation so far, estimated from tokens "
     "(FLOPs).",
     "compute/total_tokens": "Tokens generated so far (tokens).",
+    "forecast/ceiling": "Forecast of the held-out pass rate at which the run levels off, A of the sigmoid law (no unit).",
+    "forecast/ceiling_low": "Lower end of the 95 % interval of the forecast ceiling (no unit).",
+    "forecast/ceiling_high": "Upper end of the 95 % interval of the forecast ceiling (no unit).",
+    "forecast/exponent": "How steeply the run approaches its ceiling, B of the sigmoid law (no unit).",
+    "forecast/compute_to_share": "Compute at which the law reaches 90 % of the ceiling (FLOPs).",
+    "scaling/ceiling": "A, the reward that the law approaches (the reward's unit).",
+    "scaling/ceiling_*": "The {0} end of the interval of A (the reward's unit).",
+    "scaling/exponent": "B, the efficiency exponent (no unit).",
+    "scaling/exponent_*": "The {0} end of the interval of B (no unit).",
+    "scaling/midpoint": "C_mid, the compute at which half of the way from R0 to A is made (its unit).",
+    "scaling/midpoint_*": "The {0} end of the interval of C_mid (the unit of the compute axis).",
+    "scaling/initial": "R0, the reward at no compute (the reward's unit).",
+    "scaling/initial_*": "The {0} end of the interval of R0 (the reward's unit).",
     "nonfinite/count": "Metrics of this line that were NaN or infinite and are written as null (values).",
 }
 """Metric key → one sentence. `*` stands for one part or several; `{0}` in the sentence is what it matched."""

@@ -71,6 +71,14 @@ class RewardTransform(Protocol):
     def __call__(self, group: Group) -> Group: ...
 
 
+class Forecaster(Protocol):
+    """Tells from the metrics so far where a run will end (scaling has one)."""
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], str]:
+        """(metrics to log, one line for the console), from all rows of metrics.jsonl and the one about to be written."""
+        ...
+
+
 class Logger(Protocol):
     """The only way a loop writes: see `core.run.Run`."""
 

@@ -69,8 +69,31 @@ class Tile:
     figure: Figure | None
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table of a report: cells are text, the first column names the row.
+
+    Attributes:
+        title: above it.
+        header: of the columns.
+        rows: as long as the header.
+        note: a sentence below it.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
 def write_report(
-    run: Run, *, headlines: Sequence[Headline] | None = None, figures: Sequence[Figure] | None = None
+    run: Run,
+    *,
+    headlines: Sequence[Headline] | None = None,
+    figures: Sequence[Figure] | None = None,
+    tables: Sequence[Table] = (),
+    notes: Sequence[str] = (),
+    derived: bool = False,
 ) -> Path:
     """Write report.html and figures/ into the run's directory; the same run gives the same bytes.
 
@@ -78,6 +101,10 @@ def write_report(
         run: from `Run.open`, `Run.create` or `Run.resume`.
         headlines: the numbers at the top; default: those of the metric keys.
         figures: large figures; default: held-out and training pass rate, where logged.
+        tables: below the figures.
+        notes: sentences right below the headlines.
+        derived: the run was computed from something else in a moment: no steps, no metrics over them, and no replay from
+            its config alone.
 
     Returns:
         The path of report.html.
@@ -87,7 +114,7 @@ def write_report(
     """
     steps, series = merge_rows(run.metrics())
     large = list(figures) if figures is not None else default_figures(steps, series)
-    tiles = metric_tiles(steps, series)
+    tiles = [] if derived else metric_tiles(steps, series)
     missing = ""
     svgs: dict[str, str] = {}
     try:
@@ -99,9 +126,12 @@ def write_report(
     groups, num_samples = sample_groups(all_samples := run.samples())
     script = _resource("report.js")
     page = _render(
-        run=_run_facts(run, steps, series),
+        run=_run_facts(run, [] if derived else steps, series)
+        | ({"replay": "", "duration": ""} if derived else {}),
         headlines=list(headlines) if headlines is not None else default_headlines(steps, series),
         figures=large,
+        tables=tables,
+        notes=notes,
         areas=_by_area(tiles),
         svgs=svgs,
         missing=missing,

@@ -14,6 +14,7 @@ from postgrad.core.data import plain_text
 from postgrad.core.errors import ConfigError, DataError
 from postgrad.core.models import embedded_model, load
 from postgrad.core.models.model import Model
+from postgrad.core.protocols import Forecaster
 from postgrad.core.run import Run, check_free
 from postgrad.core.types import Prompt
 from postgrad.engines import TorchEngine
@@ -138,6 +139,7 @@ def train(
     overwrite: bool = False,
     command: Sequence[str] = (),
     quiet: bool = False,
+    forecaster: Forecaster | None = None,
     **overrides: Any,
 ) -> Run:
     """Reinforcement learning with verifiable rewards, by the ScaleRL recipe unless the config says otherwise.
@@ -151,6 +153,7 @@ def train(
         overwrite: throw away an earlier run in `out`.
         command: recorded in run.json.
         quiet: nothing on the console.
+        forecaster: says after every evaluation where the run will end, such as `scaling.live.Forecaster()`.
         overrides: dotted options with `__` for the dot, such as `optimizer__lr=1e-4`.
 
     Returns:
@@ -178,7 +181,16 @@ def train(
         with _open_run(config, out, resume, overwrite, command, quiet) as run:
             if resume:
                 run.truncate_after(last[0] if last is not None else -1)
-            trainer = Trainer(run, policy, parts.engine, config, judge, parts.stream, parts.held_out)
+            trainer = Trainer(
+                run,
+                policy,
+                parts.engine,
+                config,
+                judge,
+                parts.stream,
+                parts.held_out,
+                forecaster=forecaster,
+            )
             if last is not None:
                 run.note(f"resuming from {last[1].name}")
                 trainer.resume(last[1])

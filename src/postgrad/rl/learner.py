@@ -13,10 +13,10 @@ from torch import Tensor
 from postgrad.core.errors import TrainingError
 from postgrad.core.models.head import fp32_head
 from postgrad.core.models.model import Model
+from postgrad.core.models.packing import loss_tokens, row_logps, rows
 from postgrad.core.types import Group, Sample
 from postgrad.rl import ops
 from postgrad.rl.config import AlgorithmConfig, OptimizerConfig
-from postgrad.rl.packing import loss_tokens, row_logps, rows
 
 
 class Batch(NamedTuple):

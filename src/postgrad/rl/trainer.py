@@ -20,7 +20,7 @@ import numpy as np
 
 from postgrad.core.errors import RunError, TrainingError
 from postgrad.core.models.model import Model, save
-from postgrad.core.protocols import Engine, Judge, RewardTransform
+from postgrad.core.protocols import Engine, Forecaster, Judge, RewardTransform
 from postgrad.core.run import Run
 from postgrad.core.types import Group, Prompt
 from postgrad.rl.config import RLConfig
@@ -53,6 +53,7 @@ class Trainer:
         stream: training prompts.
         held_out: evaluation prompts, already chosen.
         transform: re-rewards each group before advantages (mara).
+        forecaster: says after every evaluation where the run will end (scaling).
     """
 
     def __init__(
@@ -65,9 +66,11 @@ class Trainer:
         stream: PromptStream,
         held_out: Sequence[Prompt],
         transform: RewardTransform | None = None,
+        forecaster: Forecaster | None = None,
     ) -> None:
         self.run, self.model, self.engine, self.config = run, model, engine, config
         self.judge, self.stream, self.held_out, self.transform = judge, stream, held_out, transform
+        self.forecaster = forecaster
         self.rollout = Rollout(model, config.length, config.algorithm, config.seed, config.data.instruction)
         self.learner = Learner(model, config.algorithm, config.optimizer)
         self.scheduler = Scheduler(
@@ -88,7 +91,7 @@ class Trainer:
         """
         with self._signals():
             if self.step == 0:
-                self.run.log(0, self._evaluate(phase="before"))
+                self.run.log(0, {**self._evaluate(phase="before"), **self._spent()})
             while self.step < self.config.steps and not self._interrupted:
                 if not self._advance():
                     self.run.note("No prompt is left to train on (all mastered or read); stopping here.")
@@ -125,6 +128,7 @@ class Trainer:
             began = time.perf_counter()
             metrics |= self._evaluate(phase="after" if last else "eval")
             metrics["time/eval_s"] = time.perf_counter() - began
+            metrics |= self._forecast(metrics)
         self.run.log(self.step, metrics)
         self.run.log_samples(self.step, self._rows(groups[: self.config.run.log_samples], "train", 1))
         if self.step % self.config.run.checkpoint_every == 0 and not last:
@@ -139,6 +143,15 @@ class Trainer:
         self.engine.submit(under_way)
         self.run.log_samples(self.step, self._rows(evaluation.groups[:_LOGGED_EVALUATION_GROUPS], phase, 1))
         return evaluation.metrics
+
+    def _forecast(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """Where the run will end, from all evaluations up to this one."""
+        if self.forecaster is None:
+            return {}
+        forecast, line = self.forecaster([*self.run.metrics(), {"step": self.step, **metrics}])
+        if line:
+            self.run.note(line)
+        return forecast
 
     def evaluate_now(self) -> Evaluation:
         """Evaluates the engine's present weights; the engine must be idle."""
@@ -218,13 +231,19 @@ class Trainer:
         self.totals["generated_tokens"] += generated
         self.totals["trained_tokens"] += trained
         self.totals["elapsed_s"] += seconds
-        parameters = self.model.num_parameters
         return {
             "time/step_s": seconds,
-            "time/elapsed_s": self.totals["elapsed_s"],
             "speed/samples_per_s": len(samples) / seconds,
             "speed/generate_tokens_per_s": generated / max(metrics["time/generate_s"], 1e-9),
             "speed/train_tokens_per_s": trained / max(metrics["time/train_s"], 1e-9),
+            **self._spent(),
+        }
+
+    def _spent(self) -> dict[str, float]:
+        """Time and compute so far: 2 FLOP per parameter and token to generate, 6 to train."""
+        parameters = self.model.num_parameters
+        return {
+            "time/elapsed_s": self.totals["elapsed_s"],
             "compute/total_tokens": self.totals["generated_tokens"],
             "compute/generate_flops": 2.0 * parameters * self.totals["generated_tokens"],
             "compute/train_flops": 6.0 * parameters * self.totals["trained_tokens"],

@@ -11,10 +11,10 @@ from tests.rooms.rl.conftest import CONFIGS, build, make_groups
 
 from postgrad.core.errors import TrainingError
 from postgrad.core.models.model import Model
+from postgrad.core.models.packing import loss_tokens, row_logps, rows
 from postgrad.core.types import Group
 from postgrad.rl.config import AlgorithmConfig, OptimizerConfig
 from postgrad.rl.learner import Learner, make_batch
-from postgrad.rl.packing import loss_tokens, row_logps, rows
 
 
 def plain_logps(model: Model, groups: list[Group], temperature: float = 1.0) -> torch.Tensor:

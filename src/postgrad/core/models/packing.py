@@ -9,8 +9,8 @@ Shapes: L tokens in a row, T completion tokens that count for the loss.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ def loss_tokens(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
     """(sample index, behaviour log-prob) of every token that counts for the loss, samples in order; [T] each."""
     index = np.concatenate([np.full(int(s.loss_mask.sum()), i) for i, s in enumerate(samples)])
     behaviour_logp = np.concatenate([s.behaviour_logp[s.loss_mask] for s in samples])
-    return torch.from_numpy(index.astype(np.int64)), torch.from_numpy(behaviour_logp.astype(np.float32))
+    return torch.as_tensor(index), torch.as_tensor(behaviour_logp.astype(np.float32))
 
 
 def rows(samples: Sequence[Sample], max_tokens: int) -> Iterator[Row]:
@@ -56,12 +56,14 @@ def rows(samples: Sequence[Sample], max_tokens: int) -> Iterator[Row]:
     """
     starts = np.cumsum([0] + [int(s.loss_mask.sum()) for s in samples])
     row: list[int] = []
-    used, prompts = 0, set[int]()
+    used = 0
+    prompts: set[int] = set()
     for index, sample in enumerate(samples):
         cost = sample.num_tokens - 1 + (0 if sample.group_id in prompts else len(sample.prompt_tokens))
         if row and used + cost > max_tokens:
             yield _row([samples[i] for i in row], [int(starts[i]) for i in row])
-            row, used, prompts = [], 0, set()
+            row, used = [], 0
+            prompts = set()
             cost = sample.num_tokens - 1 + len(sample.prompt_tokens)
         row.append(index)
         used += cost
@@ -104,7 +106,7 @@ def _row(samples: Sequence[Sample], starts: Sequence[int]) -> Row:
         target.append(sample.token_ids[sample.loss_mask])
         place.append(np.arange(start, start + int(sample.loss_mask.sum())))
     parts = (token, position, segment, prompt, source, target, place)
-    return Row(*(torch.from_numpy(np.concatenate(part).astype(np.int64)) for part in parts))
+    return Row(*(torch.as_tensor(np.concatenate(part).astype(np.int64)) for part in parts))
 
 
 class TokenStatistics(NamedTuple):
@@ -128,7 +130,8 @@ def row_logps(model: Model, row: Row, temperature: float = 1.0) -> TokenStatisti
         distance[None, None],
         _activation_dtype(model),
     )
-    keep, inverse = torch.unique(source, return_inverse=True)
+    unique = cast("Callable[..., tuple[Tensor, Tensor]]", torch.unique)  # pyright: ignore[reportUnknownMemberType]
+    keep, inverse = unique(source, return_inverse=True)
     logits = model.module(
         input_ids=token[None],
         position_ids=position[None],
