@@ -1,0 +1,32 @@
+"""RL that finds all good answers: "KL-Regularized RL is Designed to Mode Collapse" (arXiv 2510.20817), whose Mode Anchored
+Reward Augmentation (MARA) changes the reward of good samples so that the optimum is uniform over them.
+
+Departures from the paper:
+1. The anchor is searched per prompt, among the good samples of the prompt's own group; equal reference log-probs are
+   settled by the higher reward, so that the order of samples cannot matter.
+2. The KL is always k1 inside the reward, and the *total* is centred and scaled (`ops.centre_and_scale`): of the usual
+   estimators only this one keeps its optimum when advantages are scaled (`benchmarks/mara_tabular.py`).
+3. β = 0 leaves the rewards as they are; the formula would still replace every good reward by the anchor's.
+4. Two remedies for rare answers that starve before they are seen (`tabular.Settings`): reference samples in each group
+   and replay of good answers, both importance-weighted.
+
+Start at `ops.py` (the equations and the rivals), then `theory.py` (closed forms), `tabular.py` (does training reach them?),
+`diversity.py` and `molecules.py` (what to measure).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from postgrad.mara import diversity, molecules, ops, tabular, theory
+
+__all__ = ["diversity", "molecules", "ops", "tabular", "theory"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from importlib import import_module
+
+        return import_module(f"postgrad.mara.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
