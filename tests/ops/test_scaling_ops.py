@@ -118,10 +118,10 @@ def test_aicc_by_hand_and_without_enough_points() -> None:
     assert ops.aicc(1.0, 5, 3) == np.inf
 
 
-def test_an_excluded_point_must_be_worth_its_parameter() -> None:
-    """With n points of equal worth, leaving one out pays if it lowers log SSE by more than log(n)/n."""
+def test_an_excluded_point_must_be_worth_its_two_parameters() -> None:
+    """With n points of equal worth, leaving one out pays if it lowers log SSE by more than 2·log(n)/n."""
     n = 50
     base = ops.bic_of_window(1.0, n, n, 4, 0)
-    just = np.exp(-np.log(n) / n)
+    just = np.exp(-2 * np.log(n) / n)
     assert ops.bic_of_window(just * 1.001, n, n, 4, 1) > base
     assert ops.bic_of_window(just * 0.999, n, n, 4, 1) < base

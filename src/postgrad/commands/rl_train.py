@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from postgrad.core.config import read_toml
+from postgrad.core.config import read_toml, validate
 from postgrad.core.errors import ConfigError
+from postgrad.core.protocols import RewardTransform, TransformContext
 from postgrad.core.run import Run
 from postgrad.rl.config import RLConfig, make_config
 
@@ -46,6 +47,7 @@ def main(
     if dry_run:
         return _dry_run(resolve_config(recipe, overrides, tasks, from_run))
     config = RLConfig() if resume else resolve_config(recipe, overrides, tasks, from_run)
+    known = Run.open(out).config_dict().get("mara") if resume else config.mara
 
     from postgrad.commands.rl_report import rewrite_report
     from postgrad.rl.api import train
@@ -58,6 +60,7 @@ def main(
             resume=resume,
             overwrite=overwrite,
             command=argv,
+            transform=_transform(known),
             forecaster=Forecaster(name=out.name),
         )
     except KeyboardInterrupt:
@@ -68,6 +71,17 @@ def main(
     print(f"report: {rewrite_report(run)}")
     print(headline(run))
     return 0
+
+
+def _transform(options: Mapping[str, Any] | None) -> Callable[[TransformContext], RewardTransform] | None:
+    """What re-rewards, if the recipe has a table for it; its options are checked before any model is loaded."""
+    if not options:
+        return None
+    from postgrad.mara.config import MaraConfig
+    from postgrad.mara.rewards import transform
+
+    validate(MaraConfig, options)
+    return transform
 
 
 def summarise(run: Run, count: int = 3) -> None:

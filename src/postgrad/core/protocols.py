@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from postgrad.core.types import Group, Prompt, Request, Sample, Verdict
 
 if TYPE_CHECKING:
     import torch
+
+    from postgrad.core.models import Model
 
 
 class Engine(Protocol):
@@ -66,9 +68,37 @@ class Judge(Protocol):
 
 
 class RewardTransform(Protocol):
-    """Re-rewards a group before advantages are computed (mara is one)."""
+    """Re-rewards the groups of a batch before advantages are computed (mara is one)."""
 
-    def __call__(self, group: Group) -> Group: ...
+    def __call__(self, groups: Sequence[Group]) -> tuple[list[Group], dict[str, float]]:
+        """(the groups with new rewards, metrics)."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, JSON-serialisable."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` gave."""
+        ...
+
+
+class TransformContext(NamedTuple):
+    """What a reward transform is made from, when the policy is there.
+
+    Attributes:
+        options: its table of the recipe.
+        model: the policy, trained in place.
+        initial_weights: its parameters before training, by name, in host memory; also in a resumed run.
+        temperature: samples are drawn, and their log-probs taken, at this temperature.
+        pass_reward: reward of a sample that passes.
+    """
+
+    options: Mapping[str, Any]
+    model: Model
+    initial_weights: Callable[[], Mapping[str, torch.Tensor]]
+    temperature: float
+    pass_reward: float
 
 
 class Forecaster(Protocol):

@@ -10,7 +10,7 @@ Departures from the paper:
 4. Two remedies for rare answers that starve before they are seen (`tabular.Settings`): reference samples in each group
    and replay of good answers, both importance-weighted.
 
-Start at `ops.py` (the equations and the rivals), then `theory.py` (closed forms), `tabular.py` (does training reach them?),
+Start at `ops.py` (the equations and the rivals), then `rewards.py` (what `rl` receives), `theory.py` (closed forms), `tabular.py` (does training reach them?),
 `diversity.py` and `molecules.py` (what to measure).
 """
 
@@ -18,15 +18,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from postgrad.mara.config import MaraConfig
+
 if TYPE_CHECKING:
     from postgrad.mara import diversity, molecules, ops, tabular, theory
+    from postgrad.mara.rewards import transform
 
-__all__ = ["diversity", "molecules", "ops", "tabular", "theory"]
+__all__ = ["MaraConfig", "diversity", "molecules", "ops", "tabular", "theory", "transform"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
         from importlib import import_module
 
+        if name == "transform":
+            return import_module("postgrad.mara.rewards").transform
         return import_module(f"postgrad.mara.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from postgrad.core.config import validate
 from postgrad.core.data import plain_text
 from postgrad.core.errors import ConfigError, DataError
 from postgrad.core.models import embedded_model, load
 from postgrad.core.models.model import Model
-from postgrad.core.protocols import Forecaster
+from postgrad.core.protocols import Forecaster, RewardTransform, TransformContext
 from postgrad.core.run import Run, check_free
 from postgrad.core.types import Prompt
 from postgrad.engines import TorchEngine
@@ -139,6 +141,7 @@ def train(
     overwrite: bool = False,
     command: Sequence[str] = (),
     quiet: bool = False,
+    transform: Callable[[TransformContext], RewardTransform] | None = None,
     forecaster: Forecaster | None = None,
     **overrides: Any,
 ) -> Run:
@@ -153,6 +156,8 @@ def train(
         overwrite: throw away an earlier run in `out`.
         command: recorded in run.json.
         quiet: nothing on the console.
+        transform: makes what re-rewards each group before advantages, such as `pg.mara.transform` with `mara__beta=0.01`;
+            give it again with `resume`.
         forecaster: says after every evaluation where the run will end, such as `scaling.live.Forecaster()`.
         overrides: dotted options with `__` for the dot, such as `optimizer__lr=1e-4`.
 
@@ -178,6 +183,7 @@ def train(
         policy = model if isinstance(model, Model) else load_model(config, data, _warm_start_notes(note))
     with VerifierPool(config.data.tasks, config.data.verify_workers, config.data.verify_timeout_s) as judge:
         parts = _prepare(policy, config, data, note)
+        rewarder = _make_transform(transform, policy, config, data, resumed=last is not None)
         with _open_run(config, out, resume, overwrite, command, quiet) as run:
             if resume:
                 run.truncate_after(last[0] if last is not None else -1)
@@ -189,13 +195,40 @@ def train(
                 judge,
                 parts.stream,
                 parts.held_out,
-                forecaster=forecaster,
+                rewarder,
+                forecaster,
             )
             if last is not None:
                 run.note(f"resuming from {last[1].name}")
                 trainer.resume(last[1])
             trainer.fit()
     return run
+
+
+def _make_transform(
+    transform: Callable[[TransformContext], RewardTransform] | None,
+    policy: Model,
+    config: RLConfig,
+    data: Data,
+    *,
+    resumed: bool,
+) -> RewardTransform | None:
+    """What re-rewards; a resumed run reads the weights of before training from where the config has them."""
+    if transform is None:
+        if config.mara:
+            raise ConfigError(
+                "The config has a table [mara], but no transform was given: transform=pg.mara.transform."
+            )
+        return None
+
+    def initial_weights() -> dict[str, Tensor]:
+        module = (load_model(config, data) if resumed else policy).module
+        return {name: p.detach().to("cpu", copy=True) for name, p in module.named_parameters()}
+
+    algorithm = config.algorithm
+    passed = algorithm.success_threshold
+    reward = 2 * passed - 1 if algorithm.reward == "signed" else passed
+    return transform(TransformContext(config.mara, policy, initial_weights, algorithm.temperature, reward))
 
 
 class _Parts(NamedTuple):

@@ -159,6 +159,8 @@ class RLConfig(Config):
     engine: EngineConfig = Field(default_factory=EngineConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
     run: RunConfig = Field(default_factory=RunConfig)
+    mara: dict[str, Any] = Field(default_factory=dict)
+    """Options of the room mara, for the reward transform that is passed in (see docs/rooms/mara.md). Empty = none."""
 
 
 def make_config(

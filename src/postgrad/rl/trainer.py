@@ -109,7 +109,9 @@ class Trainer:
         self._remember(groups)
         metrics = self._describe(groups)
         if self.transform is not None:
-            groups = [self.transform(group) for group in groups]
+            groups, facts = self.transform(groups)
+            metrics |= facts
+            metrics["time/transform_s"] = time.perf_counter() - judged
         before_update = time.perf_counter()
         metrics |= self.learner.update(groups)
         updated = time.perf_counter()
@@ -283,6 +285,8 @@ class Trainer:
             "stream": self.stream.state_dict(),
             "scheduler": self.scheduler.state_dict(),
         }
+        if self.transform is not None:
+            state["transform"] = self.transform.state_dict()
 
         def write(folder: Path) -> None:
             save(self.model, folder)
@@ -310,6 +314,8 @@ class Trainer:
             ) from error
         self.step, self.totals = state["step"], state["totals"]
         self.stream.load_state_dict(state["stream"])
+        if self.transform is not None:
+            self.transform.load_state_dict(state["transform"])
         self.engine.load_weights(self.learner.weights(), state["scheduler"]["version"])
         self.scheduler.load_state_dict(state["scheduler"])
 

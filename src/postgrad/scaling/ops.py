@@ -218,7 +218,8 @@ def aicc(sum_squares: float, num_points: int, num_parameters: int) -> float:
 def bic_of_window(
     sum_squares: float, num_points: int, num_effective: float, num_parameters: int, num_excluded: int
 ) -> float:
-    """Schwarz's criterion of a curve that ignores some points: each of these has its own value, hence costs one parameter.
+    """Schwarz's criterion of a curve that ignores some points: each of these costs two parameters, its own value and the
+    choice to leave it out (with one, a point in twenty would go by chance).
 
     Args:
         sum_squares: over the points that are left.
@@ -231,7 +232,7 @@ def bic_of_window(
     10.0
     """
     fit = num_effective * math.log(max(sum_squares, 1e-300) / num_points)
-    return fit + (num_parameters + num_excluded) * math.log(num_points)
+    return fit + (num_parameters + 2 * num_excluded) * math.log(num_points)
 
 
 # -- helpers -----------------------------------------------------------------------------------------------------

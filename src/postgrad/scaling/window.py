@@ -1,7 +1,7 @@
 """Where the law begins: the early regime (warm-up, format learning) does not follow it and is left out.
 
-The paper drops its first 1,500 GPU-hours by eye. By data: leaving out a point gives it a value of its own, so it costs one
-parameter. Among the first 0, 1, 2, … points, as many are left out as lowers Schwarz's criterion most; noise that
+The paper drops its first 1,500 GPU-hours by eye. By data: leaving out a point gives it a value of its own and is a choice,
+so it costs two parameters. Among the first 0, 1, 2, … points, as many are left out as lowers Schwarz's criterion most; noise that
 remembers (autocorrelation ρ) is worth fewer points, and the gain counts accordingly less.
 """
 
