@@ -1,11 +1,13 @@
 """The 1-2 task (arXiv 2510.20817, §5) in small: both "1" and "2" are right, the model before training says "1" far more often.
 
-A 0.1 M parameter model is warm-started on demonstrations of which 77 % say 1, 6 % say 2 and the rest something wrong. Then the
-same updates of the ordinary `postgrad.rl` path, with the same KL to the reference: vanilla (`augment = false`), whose optimum keeps the
-reference's ratio, P(2 | good) = 0.06/0.83 = 0.07, and MARA, whose optimum is 0.5. Paired seeds: both arms of a seed start from the same
-weights and see the same prompts. Measured on held-out prompts at the end; the course comes from the training samples.
+A 0.1 M parameter model is warm-started on demonstrations of which 77 % say 1, 6 % say 2 and the rest something wrong.
+Then the same updates of the ordinary `postgrad.rl` path, with the same KL to the reference: vanilla (`augment =
+false`), whose optimum keeps the reference's ratio, P(2 | good) = 0.06/0.83 = 0.07, and MARA, whose optimum is 0.5.
+Paired seeds: both arms of a seed start from the same weights and see the same prompts. Measured on held-out prompts
+at the end; the course comes from the training samples.
 
-The distance is |P(2 | good) − ½|; the ratio is vanilla's mean distance over MARA's (taken at its resolution of one sample, where MARA is nearer).
+The distance is |P(2 | good) − ½|; the ratio is vanilla's mean distance over MARA's (taken at its resolution of one
+sample, where MARA is nearer).
 
     python benchmarks/mara_one_two.py [--quick] [--seeds 5] [--beta 0.1]
 """
@@ -22,9 +24,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from _common import finish, machine, print_table
 
 import postgrad as pg
+from _common import finish, machine, print_table
 from postgrad.rl.api import evaluate_model
 from postgrad.rl.config import RLConfig, make_config
 
@@ -50,7 +52,9 @@ def make_task(folder: Path, count: int = 600) -> dict[str, Any]:
     return {"name": "one_two", "path": str(path), "reward": f"{folder / 'one_two.py'}:reward"}
 
 
-def make(task: dict[str, Any], seed: int, steps: int, options: argparse.Namespace, *, augment: bool) -> RLConfig:
+def make(
+    task: dict[str, Any], seed: int, steps: int, options: argparse.Namespace, *, augment: bool
+) -> RLConfig:
     """One arm."""
     return make_config(
         {
@@ -59,7 +63,13 @@ def make(task: dict[str, Any], seed: int, steps: int, options: argparse.Namespac
             "data": {"tasks": [task], "holdout_fraction": 0.1},
             "model": {
                 "device": "cpu",
-                "embedded": {"hidden_size": 64, "num_layers": 2, "intermediate_size": 128, "steps": 200, "seed": seed},
+                "embedded": {
+                    "hidden_size": 64,
+                    "num_layers": 2,
+                    "intermediate_size": 128,
+                    "steps": 200,
+                    "seed": seed,
+                },
             },
             "algorithm": {"prompts_per_batch": 16, "samples_per_prompt": 16, "history_threshold": None},
             "schedule": {"k": 2, "update_cost_steps": 2},
@@ -112,7 +122,9 @@ def interval(values: list[float]) -> str:
 
 def main() -> None:
     """Runs all seeds of both arms and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="two seeds, fewer updates")
     parser.add_argument("--seeds", type=int, help="default 5 (quick: 2)")
     parser.add_argument("--steps", type=int, help="default 200 (quick: 60)")
@@ -140,7 +152,13 @@ def main() -> None:
         ]
         for arm, found in arms.items()
     ]
-    header = ["", "P(2 | good), ideal 0.5", "P(good)", f"updates to uniform, by seed (of {steps})", "s per update"]
+    header = [
+        "",
+        "P(2 | good), ideal 0.5",
+        "P(good)",
+        f"updates to uniform, by seed (of {steps})",
+        "s per update",
+    ]
     print_table(f"1-2 task, beta {options.beta}, {seeds} seeds", header, rows)
     far = {arm: float(np.mean([abs(item["rare"] - 0.5) for item in found])) for arm, found in arms.items()}
     resolution = 1 / 1600

@@ -87,6 +87,15 @@ GLOSSARY: dict[str, str] = {
     "scaling/midpoint_*": "The {0} end of the interval of C_mid (the unit of the compute axis).",
     "scaling/initial": "R0, the reward at no compute (the reward's unit).",
     "scaling/initial_*": "The {0} end of the interval of R0 (the reward's unit).",
+    "time/transform_s": "Wall time of re-rewarding in this step, reference passes included (s).",
+    "rollout/reward_total_mean": "Mean reward after the transform: with the KL, the lift or the bonus in it (reward units).",
+    "mara/good_fraction": "Share of samples whose reward reaches the threshold (0 to 1).",
+    "mara/reference_needed_fraction": "Share of samples whose log-prob under the reference was needed (0 to 1).",
+    "mara/reference_scored_fraction": "Share of samples that took a forward pass under the reference (0 to 1).",
+    "mara/num_anchors": "Prompts with a stored anchor (prompts).",
+    "mara/kl_k1_policy_ref": "KL(policy ‖ reference) per completion, k1 estimate, over the samples scored (nats).",
+    "mara/reward_length_correlation": "Correlation of total reward and length among good samples; uniform over token "
+    "sequences favours long ones (-1 to 1).",
     "nonfinite/count": "Metrics of this line that were NaN or infinite and are written as null (values).",
 }
 """Metric key → one sentence. `*` stands for one part or several; `{0}` in the sentence is what it matched."""

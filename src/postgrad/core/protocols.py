@@ -92,6 +92,7 @@ class TransformContext(NamedTuple):
         initial_weights: its parameters before training, by name, in host memory; also in a resumed run.
         temperature: samples are drawn, and their log-probs taken, at this temperature.
         pass_reward: reward of a sample that passes.
+        max_tokens: in one forward pass, as the trainer has it.
     """
 
     options: Mapping[str, Any]
@@ -99,6 +100,7 @@ class TransformContext(NamedTuple):
     initial_weights: Callable[[], Mapping[str, torch.Tensor]]
     temperature: float
     pass_reward: float
+    max_tokens: int
 
 
 class Forecaster(Protocol):

@@ -10,8 +10,8 @@ Departures from the paper:
 4. Two remedies for rare answers that starve before they are seen (`tabular.Settings`): reference samples in each group
    and replay of good answers, both importance-weighted.
 
-Start at `ops.py` (the equations and the rivals), then `rewards.py` (what `rl` receives), `theory.py` (closed forms), `tabular.py` (does training reach them?),
-`diversity.py` and `molecules.py` (what to measure).
+Start at `ops.py` (the equations and the rivals), then `rewards.py` (what `rl` receives), `theory.py` (closed forms),
+`tabular.py` (does training reach them?), `diversity.py` and `molecules.py` (what to measure).
 """
 
 from __future__ import annotations

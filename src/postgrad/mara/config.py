@@ -8,14 +8,25 @@ from pydantic import Field, model_validator
 
 from postgrad.core.config import Config
 
+Method = Literal["mara", "none", "entropy_bonus", "unlikeliness", "differential_smoothing", "pass_at_k"]
+
+DEFAULT_COEFFICIENTS = {"entropy_bonus": 0.01, "unlikeliness": 0.25, "differential_smoothing": 0.01}
+"""Of the rivals. The rank penalty's is its paper's; the others say nothing that fits every reward scale: search them."""
+
 
 class MaraConfig(Config):
-    """Mode Anchored Reward Augmentation (arXiv 2510.20817) with the KL to the reference that it needs."""
+    """Mode Anchored Reward Augmentation (arXiv 2510.20817) with the KL to the reference that it needs, or a rival of it."""
 
+    method: Method = "mara"
+    """`mara`; `none`: the KL alone, ordinary KL-regularised RL; or a rival, by its paper (see `mara.ops`)."""
     beta: float = Field(ge=0)
-    """Coefficient of the KL to the reference, and of the augmentation: they must be the same (paper: 0.001 to 0.1)."""
+    """Coefficient of the KL to the reference, as k1 inside the reward, and of the augmentation (paper: 0.001 to 0.1). Rivals
+    may do without a KL: 0."""
+    coefficient: float | None = Field(default=None, gt=0)
+    """Strength of a rival; None = 0.01 (entropy_bonus, differential_smoothing) or 0.25 (unlikeliness)."""
+    k: int = Field(default=4, ge=1)
+    """Of pass_at_k: subsets of this size are rewarded if any of their samples passes."""
     augment: bool = True
-    """False leaves the KL alone (ordinary KL-regularised RL, which collapses by design), for comparison."""
     tau: float | None = None
     """A sample is good when its reward is at least this. None = the reward of a pass (1 with signed rewards)."""
     percentile: float | None = Field(default=None, ge=0, le=100)
@@ -27,20 +38,103 @@ class MaraConfig(Config):
     """Bound on the lift of one sample, in units of reward; None = none. Where it bites, uniformity is given up."""
     cache: int = Field(default=200_000, ge=0)
     """Reference log-probs remembered, by prompt and completion; 0 = none."""
-    max_tokens: int = Field(default=8192, ge=1)
-    """Most tokens in one forward pass of the reference."""
 
     @model_validator(mode="after")
     def _possible(self) -> MaraConfig:
-        if self.beta == 0:
+        if self.beta == 0 and self.method in ("mara", "none"):
             raise ValueError(
                 "beta = 0 makes MARA inert: without a KL there is no optimum to shape. Give beta above 0 (the paper's "
                 "range is 0.001 to 0.1), or leave the table [mara] out"
             )
         if self.tau is not None and self.percentile is not None:
             raise ValueError("give tau or percentile, not both: each says which samples are good")
+        if self.method in ("mara", "none", "pass_at_k") and self.coefficient is not None:
+            raise ValueError(
+                f"coefficient is the strength of a rival; method = {self.method!r} has none (its beta is the KL's)"
+            )
         if self.anchor == "stored" and self.percentile is not None:
             raise ValueError(
                 'a stored anchor was good under another group\'s percentile; use anchor = "group" with percentile'
             )
         return self
+
+
+def _numbers(name: str, value: object) -> object:
+    """`0.01,0.1,1` or one number as a list of numbers."""
+    if isinstance(value, str):
+        try:
+            return [float(part) for part in value.split(",")]
+        except ValueError:
+            raise ValueError(
+                f"{name} takes numbers joined by commas, such as 0.01,0.1,1; not {value!r}"
+            ) from None
+    return [value] if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+class ExplainConfig(Config):
+    """`postgrad mara explain`."""
+
+    beta: tuple[float, ...] = Field(default=(0.01, 0.1, 1.0), min_length=1)
+    """Coefficients of the KL to the reference, joined by commas."""
+    tau: float = 1.0
+    """An answer is good when its reward is at least this."""
+    log: bool = False
+    """The column ref holds log-probabilities. Without it they are recognised by none of them being above 0."""
+    seed: int = 0
+    """Of the run; nothing here is drawn by chance."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists(cls, data: object) -> object:
+        if isinstance(data, dict) and "beta" in data:
+            return {**data, "beta": _numbers("beta", data["beta"])}
+        return data
+
+    @model_validator(mode="after")
+    def _positive(self) -> ExplainConfig:
+        for beta in self.beta:
+            if not 1e-9 <= beta <= 1e9:
+                raise ValueError(f"every beta must be positive (1e-9 to 1e9), not {beta:g}")
+        if len(set(self.beta)) < len(self.beta):
+            raise ValueError(f"the same beta is given twice: {', '.join(f'{b:g}' for b in self.beta)}")
+        return self
+
+
+class MeasureConfig(Config):
+    """`postgrad mara measure`."""
+
+    answers: Literal["canonical", "text"] = "canonical"
+    """What makes two answers the same: equal text (`text`), or equal apart from white space (`canonical`)."""
+    tau: float | None = None
+    """An answer is good when its score or reward is at least this. none: its `correct`, or where that is missing, 1."""
+    k: int | None = Field(default=None, ge=1)
+    """Of pass@k. none: the fewest judged answers that any prompt has."""
+    samples: int | None = Field(default=None, ge=1)
+    """Use the first so many answers of each prompt, and leave out prompts with fewer: the metrics depend on that number."""
+    phases: tuple[str, ...] = ("before", "after", "train")
+    """Parts of a run to compare, joined by commas; further ones are eval and whatever `phase` says."""
+    vocabulary: int | None = Field(default=None, ge=1)
+    """Vocabulary of EAD. none: the different words in all answers that are compared."""
+    bleu_samples: int = Field(default=32, ge=2)
+    """Self-BLEU compares at most so many answers of a prompt, evenly spread: its time grows with their square."""
+    oracle_target: int = Field(default=100, ge=1)
+    """Different good answers that the oracle burden counts up to."""
+    molecules: bool = False
+    """The answers are SMILES: compare their canonical form, and measure Vendi, IntDiv1 and #Circles (extra chem)."""
+    circle_distance: float = Field(default=0.75, gt=0, lt=1)
+    """Tanimoto distance above which molecules count separately in #Circles."""
+    max_molecules: int = Field(default=2000, ge=2)
+    """Vendi and IntDiv1 compare at most so many molecules, evenly spread: memory grows with their square."""
+    bootstrap: int = Field(default=1000, ge=100)
+    """Draws of prompts behind every interval."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """Of all intervals."""
+    seed: int = 0
+    """Of the bootstrap."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists(cls, data: object) -> object:
+        if isinstance(data, dict) and isinstance(data.get("phases"), str):
+            return {**data, "phases": [part.strip() for part in data["phases"].split(",") if part.strip()]}
+        return data

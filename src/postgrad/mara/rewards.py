@@ -13,8 +13,18 @@ import torch
 from postgrad.core.config import validate
 from postgrad.core.protocols import TransformContext
 from postgrad.core.types import Group, Sample
-from postgrad.mara.config import MaraConfig
-from postgrad.mara.ops import Anchor, anchored_total, mara, percentile_threshold, total_reward
+from postgrad.mara.config import DEFAULT_COEFFICIENTS, MaraConfig
+from postgrad.mara.ops import (
+    Anchor,
+    anchored_total,
+    differential_smoothing,
+    entropy_bonus,
+    mara,
+    pass_at_k_advantages,
+    percentile_threshold,
+    total_reward,
+    unlikeliness,
+)
 from postgrad.mara.reference import Reference
 
 
@@ -43,6 +53,7 @@ class Transform:
     def __init__(self, config: MaraConfig, reference: Reference, pass_reward: float) -> None:
         self.config, self.reference, self.beta = config, reference, config.beta
         self.tau = pass_reward if config.tau is None else config.tau
+        self.method = config.method if config.augment else "none"
         self.anchors: dict[str, tuple[float, float]] = {}
 
     def __call__(self, groups: Sequence[Group]) -> tuple[list[Group], dict[str, float]]:
@@ -70,8 +81,12 @@ class Transform:
         if self.config.percentile is not None and usable:
             tau = percentile_threshold(rewards, self.config.percentile)
         good = rewards >= tau[:, None]
-        covered = self.config.augment and group.prompt.id in self.anchors
-        needed = [index for index in range(len(usable)) if not (covered and bool(good[0, index]))]
+        covered = group.prompt.id in self.anchors
+        needed = (
+            [index for index in range(len(usable)) if not (covered and bool(good[0, index]))]
+            if self.beta
+            else []
+        )
         return _Scored(usable, rewards, logps, good, tau, needed)
 
     def _total(
@@ -79,8 +94,12 @@ class Transform:
     ) -> tuple[torch.Tensor, list[dict[str, float]]]:
         """Total rewards [1, G] of one group, and what the metrics are made of."""
         stored = self.anchors.get(prompt_id)
-        if not self.config.augment:
-            total = total_reward(item.rewards, item.logps, ref_logps, self.beta)
+        if not item.samples:
+            total = item.rewards
+        elif self.method != "mara":
+            total = self._rival(item)
+            if self.beta:
+                total = total_reward(total, item.logps, ref_logps, self.beta)
         elif stored is not None:
             anchor = Anchor(*(torch.tensor([value]) for value in stored))
             total = anchored_total(item.rewards, item.logps, ref_logps, anchor, tau=item.tau, beta=self.beta)
@@ -103,6 +122,24 @@ class Transform:
             for index, sample in enumerate(item.samples)
         ]
         return total, facts
+
+    def _rival(self, item: _Scored) -> torch.Tensor:
+        """The rewards as a rival has them, [1, G], without the KL."""
+        strength = self.config.coefficient or DEFAULT_COEFFICIENTS.get(self.method, 0.0)
+        match self.method:
+            case "entropy_bonus":
+                return entropy_bonus(item.rewards, item.logps, strength)
+            case "unlikeliness":  # a factor on the reward of what is good: 0 must mean wrong
+                return unlikeliness(item.rewards * item.good, item.logps, strength)
+            case "differential_smoothing":
+                tau = item.tau[:, None]
+                return differential_smoothing(item.rewards - tau, item.logps, tau=0.0, correct=strength) + tau
+            case (
+                "pass_at_k"
+            ):  # an advantage already: its group mean is 0, and stays so when advantages are taken
+                return pass_at_k_advantages(item.good, min(self.config.k, len(item.samples)))
+            case _:
+                return item.rewards
 
     def _metrics(self, rows: Sequence[Mapping[str, float]], needed: int, scored: int) -> dict[str, float]:
         kls = [row["kl"] for row in rows if not math.isnan(row["kl"])]
@@ -145,12 +182,12 @@ def transform(context: TransformContext) -> Transform:
     """
     config = validate(MaraConfig, context.options)
     module: Any = context.model.module
-    weights = None if hasattr(module, "disable_adapter") else context.initial_weights()
+    weights = None if hasattr(module, "disable_adapter") or not config.beta else context.initial_weights()
     reference = Reference(
         context.model,
         weights,
         temperature=context.temperature,
-        max_tokens=config.max_tokens,
+        max_tokens=context.max_tokens,
         cache=config.cache,
     )
     return Transform(config, reference, context.pass_reward)

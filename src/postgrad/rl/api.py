@@ -228,7 +228,15 @@ def _make_transform(
     algorithm = config.algorithm
     passed = algorithm.success_threshold
     reward = 2 * passed - 1 if algorithm.reward == "signed" else passed
-    return transform(TransformContext(config.mara, policy, initial_weights, algorithm.temperature, reward))
+    context = TransformContext(
+        config.mara,
+        policy,
+        initial_weights,
+        algorithm.temperature,
+        reward,
+        config.optimizer.micro_batch_tokens,
+    )
+    return transform(context)
 
 
 class _Parts(NamedTuple):

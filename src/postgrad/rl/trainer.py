@@ -109,9 +109,10 @@ class Trainer:
         self._remember(groups)
         metrics = self._describe(groups)
         if self.transform is not None:
+            began = time.perf_counter()
             groups, facts = self.transform(groups)
             metrics |= facts
-            metrics["time/transform_s"] = time.perf_counter() - judged
+            metrics["time/transform_s"] = time.perf_counter() - began
         before_update = time.perf_counter()
         metrics |= self.learner.update(groups)
         updated = time.perf_counter()

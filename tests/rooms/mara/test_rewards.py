@@ -139,7 +139,7 @@ def test_a_lora_policy_needs_no_copy() -> None:
     )
     policy = Model(module=adapted, tokenizer=model.tokenizer, source="lora", revision=None)
     samples = make_group("a", [1.0] * 4).samples
-    context = TransformContext({"beta": 0.1}, policy, _never, 1.0, 1.0)
+    context = TransformContext({"beta": 0.1}, policy, _never, 1.0, 1.0, 512)
     found = transform(context).reference(samples)
     assert found == pytest.approx([slow_logp(before, s) for s in samples], abs=2e-5)
     assert found != pytest.approx([slow_logp(policy, s) for s in samples], abs=1e-3)
@@ -154,7 +154,7 @@ def _never() -> dict[str, torch.Tensor]:
 
 def make(beta: float = 0.5, **options: object) -> Transform:
     model = build()
-    return transform(TransformContext({"beta": beta, **options}, model, lambda: parameters(model), 1.0, 1.0))
+    return transform(TransformContext({"beta": beta, **options}, model, lambda: parameters(model), 1.0, 1.0, 512))
 
 
 def by_hand(found: Transform, group: Group, beta: float) -> list[float]:
@@ -210,6 +210,42 @@ def test_a_policy_that_is_uniform_over_good_answers_gets_equal_totals() -> None:
     assert after.rewards == pytest.approx([after.rewards[0]] * 3, abs=1e-5)
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+@pytest.mark.parametrize("method", ["entropy_bonus", "unlikeliness", "differential_smoothing", "pass_at_k"])
+def test_rivals_by_hand(method: str, beta: float) -> None:
+    """Rewards (1, −1, 1, 1), logp −0.5 per counted token; the rank penalty by counting, pass@2 by all pairs."""
+    found = (
+        make(beta, method=method, k=2)
+        if method == "pass_at_k"
+        else make(beta, method=method, coefficient=0.2)
+    )
+    group = make_group("a", [1.0, -1.0, 1.0, 1.0])
+    (after,), metrics = found([group])
+    old = [float(s.behaviour_logp.sum()) for s in group.samples]
+    good = [True, False, True, True]
+    match method:
+        case "entropy_bonus":
+            expected = [r - 0.2 * o for r, o in zip([1, -1, 1, 1], old, strict=True)]
+        case "differential_smoothing":
+            expected = [1 - 0.2 * o if g else -1.0 for g, o in zip(good, old, strict=True)]
+        case "unlikeliness":
+            ranks = [sum(o < p for p in old) + 0.5 * (sum(o == p for p in old) - 1) for o in old]
+            expected = [(1 - 0.2 * (4 - rank) / 4) * g for g, rank in zip(good, ranks, strict=True)]
+        case _:  # one wrong of four: every pair has a right one
+            expected = [0.0] * 4
+    if beta:
+        ref = [slow_logp(found.reference.model, s) for s in group.samples]
+        expected = [e - beta * (o - r) for e, o, r in zip(expected, old, ref, strict=True)]
+    assert after.rewards == pytest.approx(expected, abs=1e-4)
+    assert metrics["mara/reference_needed_fraction"] == float(beta > 0)
+
+
+def test_pass_at_k_rewards_the_lone_success() -> None:
+    group = make_group("a", [1.0, -1.0, -1.0])
+    (after,), _ = make(0.0, method="pass_at_k", k=2)([group])
+    assert after.rewards == pytest.approx([0.7071, -0.3536, -0.3536], abs=1e-4)
+
+
 def test_failed_samples_stay_without_reward() -> None:
     (after,), metrics = make()([make_group("a", [None, 1.0, -1.0])])
     assert after.samples[0].reward is None
@@ -249,6 +285,8 @@ def test_a_percentile_says_what_is_good_where_there_is_no_verifier() -> None:
     ("options", "words"),
     [
         ({"beta": 0}, "beta = 0 makes MARA inert"),
+        ({"beta": 0.1, "coefficient": 1.0}, "coefficient is the strength of a rival"),
+        ({"beta": 0.1, "method": "entropie"}, "method: Input should be 'mara', 'none'"),
         ({}, "Missing key 'beta'"),
         ({"beta": -1}, "beta: Input should be greater than or equal to 0"),
         ({"beta": 0.1, "tau": 1.0, "percentile": 90}, "tau or percentile, not both"),
