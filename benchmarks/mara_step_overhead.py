@@ -2,8 +2,8 @@
 
 Two ends of the range, each in one run of the ordinary path:
 
-- covered: the 1-2 task (`mara_one_two.py`) with stored anchors, where nearly every sample is good and every prompt has its anchor
-  after one visit: good samples need no reference pass;
+- covered: the 1-2 task (`mara_one_two.py`) with stored anchors, where nearly every sample is good and every prompt has its
+  anchor after one visit: good samples need no reference pass, the few wrong ones do;
 - uncovered: the shipped recipe `embedded` (prompts hardly ever seen twice), anchors by group and no memory of log-probs: every
   sample gets a forward pass under the reference.
 
@@ -65,6 +65,8 @@ def main() -> None:
         folder = Path(name)
         data = make(make_task(folder), 0, steps, options, augment=True).model_dump()
         data["mara"]["anchor"] = "stored"
+        data["model"]["embedded"] = {"steps": 200}  # the recipe's architecture, 0.8 M parameters
+        data["algorithm"]["prompts_per_batch"] = 48
         runs = {
             "covered": (make_config(data), steps // 2),
             "uncovered": (uncovered(12 if options.quick else 30), 4),

@@ -15,7 +15,7 @@ from postgrad.core.figures import Figure, Headline, to_png
 from postgrad.core.report import Table, write_report
 from postgrad.core.run import Run
 from postgrad.core.runfiles import pretty_json, replace_file
-from postgrad.scaling.api import fit
+from postgrad.scaling.api import fit_together, load_curve
 from postgrad.scaling.bootstrap import show
 from postgrad.scaling.config import ScalingConfig
 from postgrad.scaling.figures import fit_figures
@@ -38,12 +38,12 @@ def main(
 ) -> int:
     """Fits each log, prints the result and writes it; see `postgrad scaling fit --help`."""
     config = validate(ScalingConfig, options)
-    fits = [fit(log, config) for log in logs]
+    fits = fit_together([load_curve(log, config) for log in logs], config)
     folders = _folders(out, [found.name for found in fits])
     for folder in folders:
         check_kind(folder, KIND)
     for found, folder in zip(fits, folders, strict=True):
-        with derived_run(folder, config, KIND, argv) as run:
+        with derived_run(folder, found.config, KIND, argv) as run:
             write_fit(run, found)
         page = report(run, found)
         if not json_output:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from copy import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +39,15 @@ class _Scored(NamedTuple):
     needed: list[int]
 
 
+class _Facts(NamedTuple):
+    """Per sample: whether it is good, log π_θ − log π_ref (NaN where not known), total reward, length."""
+
+    good: list[bool]
+    kl: list[float]
+    total: list[float]
+    tokens: list[int]
+
+
 class Transform:
     """Re-rewards groups; a `core.protocols.RewardTransform`.
 
@@ -63,14 +72,15 @@ class Transform:
         before = self.reference.num_scored
         found = iter(self.reference(needed))
         changed: list[Group] = []
-        rows: list[dict[str, float]] = []
+        rows = _Facts([], [], [], [])
         for group, item in zip(groups, scored, strict=True):
             ref_logps = torch.full_like(item.rewards, math.nan)
             for index in item.needed:
                 ref_logps[0, index] = next(found)
             total, facts = self._total(group.prompt.id, item, ref_logps)
             changed.append(_with_rewards(group, item.samples, total))
-            rows += facts
+            for column, values in zip(rows, facts, strict=True):
+                column += values
         return changed, self._metrics(rows, len(needed), self.reference.num_scored - before)
 
     def _prepare(self, group: Group) -> _Scored:
@@ -89,9 +99,7 @@ class Transform:
         )
         return _Scored(usable, rewards, logps, good, tau, needed)
 
-    def _total(
-        self, prompt_id: str, item: _Scored, ref_logps: torch.Tensor
-    ) -> tuple[torch.Tensor, list[dict[str, float]]]:
+    def _total(self, prompt_id: str, item: _Scored, ref_logps: torch.Tensor) -> tuple[torch.Tensor, _Facts]:
         """Total rewards [1, G] of one group, and what the metrics are made of."""
         stored = self.anchors.get(prompt_id)
         if not item.samples:
@@ -112,15 +120,12 @@ class Transform:
                     float(augmented.anchor.rewards[0]),
                     float(augmented.anchor.ref_logps[0]),
                 )
-        facts = [
-            {
-                "good": float(item.good[0, index]),
-                "kl": float(item.logps[0, index] - ref_logps[0, index]),
-                "total": float(total[0, index]),
-                "tokens": float(sample.num_tokens),
-            }
-            for index, sample in enumerate(item.samples)
-        ]
+        facts = _Facts(
+            item.good[0].tolist(),
+            (item.logps - ref_logps)[0].tolist(),
+            total[0].tolist(),
+            [sample.num_tokens for sample in item.samples],
+        )
         return total, facts
 
     def _rival(self, item: _Scored) -> torch.Tensor:
@@ -141,21 +146,23 @@ class Transform:
             case _:
                 return item.rewards
 
-    def _metrics(self, rows: Sequence[Mapping[str, float]], needed: int, scored: int) -> dict[str, float]:
-        kls = [row["kl"] for row in rows if not math.isnan(row["kl"])]
-        good = [row for row in rows if row["good"]]
-        size = max(1, len(rows))
+    def _metrics(self, rows: _Facts, needed: int, scored: int) -> dict[str, float]:
+        kls = [kl for kl in rows.kl if not math.isnan(kl)]
+        size = max(1, len(rows.good))
         metrics = {
-            "mara/good_fraction": len(good) / size,
+            "mara/good_fraction": sum(rows.good) / size,
             "mara/reference_needed_fraction": needed / size,
             "mara/reference_scored_fraction": scored / size,
             "mara/num_anchors": float(len(self.anchors)),
-            "rollout/reward_total_mean": sum(row["total"] for row in rows) / size,
+            "rollout/reward_total_mean": sum(rows.total) / size,
         }
         if kls:
             metrics["mara/kl_k1_policy_ref"] = sum(kls) / len(kls)
-        totals, lengths = ([row[key] for row in good] for key in ("total", "tokens"))
-        if len(good) > 2 and np.std(totals) > 0 and np.std(lengths) > 0:
+        totals, lengths = (
+            [x for x, good in zip(column, rows.good, strict=True) if good]
+            for column in (rows.total, rows.tokens)
+        )
+        if len(totals) > 2 and np.std(totals) > 0 and np.std(lengths) > 0:
             metrics["mara/reward_length_correlation"] = float(np.corrcoef(totals, lengths)[0, 1])
         return metrics
 
@@ -169,9 +176,13 @@ class Transform:
 
 
 def _with_rewards(group: Group, usable: Sequence[Sample], total: torch.Tensor) -> Group:
-    values = iter(total[0].tolist())
-    rewards = {id(sample): next(values) for sample in usable}
-    return Group(group.prompt, [replace(s, reward=rewards.get(id(s), s.reward)) for s in group.samples])
+    rewards = dict(zip(map(id, usable), total[0].tolist(), strict=True))
+    samples: list[Sample] = []
+    for sample in group.samples:
+        changed = copy(sample)
+        changed.reward = rewards.get(id(sample), sample.reward)
+        samples.append(changed)
+    return Group(group.prompt, samples)
 
 
 def transform(context: TransformContext) -> Transform:

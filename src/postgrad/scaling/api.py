@@ -20,7 +20,7 @@ from postgrad.core.errors import DataError
 from postgrad.core.run import Run
 from postgrad.scaling.axes import to_curve
 from postgrad.scaling.backtesting import Backtest, backtest_curve
-from postgrad.scaling.comparison import Comparison, compare_fits
+from postgrad.scaling.comparison import Comparison, compare_fits, shared_ceiling
 from postgrad.scaling.config import ScalingConfig
 from postgrad.scaling.curve import Curve
 from postgrad.scaling.fitting import Fit, fit_curve
@@ -87,9 +87,18 @@ def compare(
             f"{first.name} counts compute in {one}, {second.name} in {other}: they cannot be compared. Choose an axis that both "
             "have with --x."
         )
-    fits = [fit_curve(curve, config) for curve in _distinct(curves)]
+    fits = fit_together(_distinct(curves), config)
     pairs = [(i, j) for i in range(len(fits)) for j in range(i + 1, len(fits))]
     return fits, [compare_fits(fits[i], fits[j]) for i, j in pairs]
+
+
+def fit_together(curves: Sequence[Curve], config: ScalingConfig) -> list[Fit]:
+    """Fits of several curves; with `share_ceiling` under the one A that fits all of them best, each weighted by its noise."""
+    fits = [fit_curve(curve, config) for curve in curves]
+    if not config.share_ceiling or len(fits) < 2:
+        return fits
+    together = config.model_copy(update={"ceiling": shared_ceiling(fits)})
+    return [fit_curve(curve, together) for curve in curves]
 
 
 def backtest(

@@ -98,7 +98,8 @@ def _difference(first: Fit, second: Fit) -> Estimate:
 
 def _same_ceiling(first: Fit, second: Fit, difference: Estimate, slopes: Estimate) -> Comparison:
     config = first.config
-    ceiling = shared_ceiling([first, second])
+    given = first.config.ceiling
+    ceiling = given if given is not None and given == second.config.ceiling else shared_ceiling([first, second])
     laws = at_ceiling(first, ceiling), at_ceiling(second, ceiling)
     target = config.share * ceiling
     spent = [float(compute_to_reach(target, *law)) for law in laws]

@@ -37,6 +37,8 @@ class ScalingConfig(Config):
     """R0: fitted, the first reward of the log, or a number."""
     ceiling: float | None = None
     """A, if it is known or shared; otherwise it is fitted."""
+    share_ceiling: bool = False
+    """Several logs: fit all of them under one A, the one that fits them best together, whatever their own would be."""
     robust: bool = False
     """Huber's loss: outliers pull with bounded force."""
     bootstrap: int = Field(default=1000, ge=100)

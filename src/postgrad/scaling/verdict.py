@@ -141,7 +141,9 @@ def _ceiling(found: Fit, cautions: tuple[str, ...]) -> tuple[Status, str, tuple[
         if reach.value <= last
         else f"will be reached at {show(reach.value)}"
     )
-    words = f"Ceiling A = {show(ceiling.value)} ± {show(half, 2)}; {share} of it {when} {unit}."
+    size = f"Ceiling A = {show(ceiling.value)}"
+    size += " (given)" if found.config.ceiling is not None else f" ± {show(half, 2)}"
+    words = f"{size}; {share} of it {when} {unit}."
     return "identified", words, cautions
 
 

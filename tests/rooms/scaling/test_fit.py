@@ -315,6 +315,22 @@ def test_the_shared_ceiling_lies_between_and_nearer_to_the_surer_one() -> None:
     assert abs(found - sure.law.ceiling) < abs(found - vague.law.ceiling)
 
 
+def test_a_shared_ceiling_can_be_asked_for() -> None:
+    """The paper's way to compare B: all recipes under one A, though their own differ by 0.02."""
+    logs = [curve(TRUTH._replace(ceiling=a), seed=s, name=f"run {a}") for a, s in ((0.60, 3), (0.62, 4))]
+    free, _ = api.compare(*logs, bootstrap=200)
+    shared, comparisons = api.compare(*logs, bootstrap=200, share_ceiling=True)
+    assert shared[0].law.ceiling == shared[1].law.ceiling
+    assert free[0].law.ceiling < shared[0].law.ceiling < free[1].law.ceiling
+    assert "(given)" in shared[0].verdict
+    assert comparisons[0].ceiling_difference.value == 0
+    assert comparisons[0].laws is not None
+    assert [law.exponent for law in comparisons[0].laws] == pytest.approx(
+        [found.law.exponent for found in sorted(shared, key=lambda f: f.name != comparisons[0].first)],
+        rel=1e-3,
+    )
+
+
 def test_logs_in_different_units_are_not_compared() -> None:
     from postgrad.scaling.curve import Axis
 

@@ -108,6 +108,37 @@ def test_scale_shift_unit_order_and_company_do_not_matter() -> None:
     np.testing.assert_allclose(alone.theta[0], base.theta[1], atol=1e-6)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    st.floats(0.7, 4.0),
+    st.floats(1500.0, 9000.0),
+    st.floats(0.05, 0.6),
+    st.floats(0.0, 0.02),
+    st.floats(0.01, 100.0),
+    st.floats(-10.0, 10.0),
+    st.integers(0, 10_000),
+)
+def test_any_fit_is_monotone_equivariant_and_independent_of_order(
+    b: float, m: float, rise: float, sigma: float, scale: float, shift: float, seed: int
+) -> None:
+    """Flat valleys let parameters wander, so what must agree is the law itself, at the points and in its sum of squares."""
+    rng = np.random.default_rng(seed)
+    y = ops.sigmoid_law(X, 0.2 + rise, b, m, 0.2) + sigma * rng.normal(size=len(X))
+    order = rng.permutation(len(X))
+
+    def law(rewards: Array, u: Array = U) -> Array:
+        found = solve(SIGMOID, u, rewards, BOUNDS, Limits())
+        return ops.sigmoid_law(np.exp(u), found.ceiling[0], *np.exp(found.theta[0]), initial=found.initial[0])
+
+    base = law(y)
+    size = float(np.ptp(y))
+    assert (np.diff(base) >= -1e-9 * size).all()
+    np.testing.assert_allclose(
+        (law(scale * y + shift) - shift) / scale, base, atol=2e-4 * size + 1e-9 * abs(shift) / scale
+    )
+    np.testing.assert_allclose(law(y[order], U[order]), base[order], atol=2e-4 * size)
+
+
 def test_a_weight_is_a_repetition() -> None:
     y = curves(1, 0.01)
     weights = np.where(np.arange(len(X)) % 3 == 0, 2.0, 1.0)
