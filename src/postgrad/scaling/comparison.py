@@ -8,7 +8,7 @@ Intervals hold for these two runs; how much a recipe varies from seed to seed on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -99,7 +99,9 @@ def _difference(first: Fit, second: Fit) -> Estimate:
 def _same_ceiling(first: Fit, second: Fit, difference: Estimate, slopes: Estimate) -> Comparison:
     config = first.config
     given = first.config.ceiling
-    ceiling = given if given is not None and given == second.config.ceiling else shared_ceiling([first, second])
+    ceiling = (
+        given if given is not None and given == second.config.ceiling else shared_ceiling([first, second])
+    )
     laws = at_ceiling(first, ceiling), at_ceiling(second, ceiling)
     target = config.share * ceiling
     spent = [float(compute_to_reach(target, *law)) for law in laws]
@@ -191,11 +193,20 @@ def more_points(first: Fit, second: Fit) -> int | None:
 
     def half_width(extra: int) -> float:
         errors = [standard_error_of_ceiling(fit, continued(fit, extra)) for fit in (first, second)]
-        return 1.96 * float(np.linalg.norm(errors))
+        return config.quantile * float(np.linalg.norm(errors))
 
+    return fewest_points(half_width, goal)
+
+
+def fewest_points(half_width: Callable[[int], float], goal: float) -> int | None:
+    """How many more evaluations bring a falling half-width to a goal; None if `MOST_NEW_POINTS` do not.
+
+    >>> fewest_points(lambda extra: 1 / (1 + extra), 0.1), fewest_points(lambda extra: 1.0, 0.1)
+    (9, None)
+    """
     if half_width(MOST_NEW_POINTS) > goal:
         return None
-    low, high = 0, MOST_NEW_POINTS
+    low, high = -1, MOST_NEW_POINTS
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if half_width(middle) <= goal else (middle, high)

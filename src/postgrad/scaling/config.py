@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -57,6 +58,15 @@ class ScalingConfig(Config):
     """Cost of one unit of compute, for forecasts of cost."""
     currency: str = "$"
     """Of `price`."""
+
+    @property
+    def quantile(self) -> float:
+        """Of the normal distribution: half the width of an interval of `confidence`, in standard errors.
+
+        >>> round(ScalingConfig().quantile, 2)
+        1.96
+        """
+        return NormalDist().inv_cdf(0.5 + 0.5 * self.confidence)
 
     @model_validator(mode="before")
     @classmethod

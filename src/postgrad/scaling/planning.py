@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from postgrad.scaling.bootstrap import Estimate, show
-from postgrad.scaling.comparison import MOST_NEW_POINTS, continued
+from postgrad.scaling.comparison import MOST_NEW_POINTS, continued, fewest_points
 from postgrad.scaling.fitting import Fit, standard_error_of_ceiling
 
 SHARES = (0.9, 0.95, 0.99)
@@ -102,14 +102,6 @@ def points_until(found: Fit, margin: float) -> int | None:
     """Evaluations at the present pace until A is known to ± `margin` (to first order); 0 if it is; None if out of sight."""
 
     def half_width(extra: int) -> float:
-        return 1.96 * standard_error_of_ceiling(found, continued(found, extra))
+        return found.config.quantile * standard_error_of_ceiling(found, continued(found, extra))
 
-    if half_width(0) <= margin:
-        return 0
-    if half_width(MOST_NEW_POINTS) > margin:
-        return None
-    low, high = 0, MOST_NEW_POINTS
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if half_width(middle) <= margin else (middle, high)
-    return high
+    return fewest_points(half_width, margin)
