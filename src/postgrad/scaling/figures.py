@@ -136,7 +136,7 @@ class _Table:
     def columns(self, *, positive: bool = False) -> dict[str, list[float | None]]:
         """All of it; `positive` leaves out compute 0, which has no logarithm."""
         rows = [row for row in self.rows if row[self.x] > 0 or not positive]
-        keys = dict.fromkeys(key for row in rows for key in row)
+        keys = dict.fromkeys(key for row in self.rows for key in row)
         return {key: [row.get(key) for row in rows] for key in keys}
 
 

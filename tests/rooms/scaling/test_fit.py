@@ -379,3 +379,17 @@ def test_looking_again_is_due_when_the_ceiling_is_known() -> None:
     assert 1.96 * standard_error_of_ceiling(early, continued(early, more)) <= 0.02
     assert 1.96 * standard_error_of_ceiling(early, continued(early, more - 1)) > 0.02
     assert points_until(fit(curve(sigma=0.0005)), 0.02) == 0
+
+
+def test_a_point_at_no_compute_that_is_left_out_does_not_break_the_logarithmic_figure() -> None:
+    """Seen in a run of ours: the evaluation before training was the only point left out, and log C cannot show it."""
+    from postgrad.core.figures import to_csv, to_svg
+    from postgrad.scaling.figures import fit_figures
+
+    base = curve()
+    x, y = np.concatenate([[0.0], base.compute]), np.concatenate([[0.05], base.reward])
+    found = fit(Curve.from_points(x, y, limits=(0.0, 1.0)))
+    assert np.flatnonzero(~found.fitted).tolist() == [0]
+    for figure in fit_figures(found):
+        assert to_svg(figure, 400, 300).startswith("<svg")
+        assert to_csv(figure).startswith("compute,")
