@@ -1,8 +1,8 @@
 """The 1-2 task (arXiv 2510.20817, §5) in small: both "1" and "2" are right, the model before training says "1" far more often.
 
 A 0.1 M parameter model is warm-started on demonstrations of which 77 % say 1, 6 % say 2 and the rest something wrong.
-Then the same updates of the ordinary `postgrad.rl` path, with the same KL to the reference: vanilla (`augment =
-false`), whose optimum keeps the reference's ratio, P(2 | good) = 0.06/0.83 = 0.07, and MARA, whose optimum is 0.5.
+Then the same updates of the ordinary `postgrad.rl` path, with the same KL to the reference: vanilla (`method =
+"none"`), whose optimum keeps the reference's ratio, P(2 | good) = 0.06/0.83 = 0.07, and MARA, whose optimum is 0.5.
 Paired seeds: both arms of a seed start from the same weights and see the same prompts. Measured on held-out prompts
 at the end; the course comes from the training samples.
 
@@ -53,7 +53,7 @@ def make_task(folder: Path, count: int = 600) -> dict[str, Any]:
 
 
 def make(
-    task: dict[str, Any], seed: int, steps: int, options: argparse.Namespace, *, augment: bool
+    task: dict[str, Any], seed: int, steps: int, options: argparse.Namespace, *, method: str
 ) -> RLConfig:
     """One arm."""
     return make_config(
@@ -78,7 +78,7 @@ def make(
             "engine": {"slots": 128},
             "eval": {"every": 0, "prompts": 50, "samples_per_prompt": 1},
             "run": {"checkpoint_every": steps, "log_samples": 16},
-            "mara": {"beta": options.beta, "augment": augment},
+            "mara": {"beta": options.beta, "method": method},
         }
     )
 
@@ -139,7 +139,7 @@ def main() -> None:
         task = make_task(Path(name))
         for seed in range(seeds):
             for arm, found in arms.items():
-                config = make(task, seed, steps, options, augment=arm == "MARA")
+                config = make(task, seed, steps, options, method="mara" if arm == "MARA" else "none")
                 found.append(run_arm(config, Path(name) / f"{arm}-{seed}"))
                 print(f"{arm:>8} seed {seed}: {found[-1]}", flush=True)
     rows = [

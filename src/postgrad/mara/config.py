@@ -26,7 +26,6 @@ class MaraConfig(Config):
     """Strength of a rival; None = 0.01 (entropy_bonus, differential_smoothing) or 0.25 (unlikeliness)."""
     k: int = Field(default=4, ge=1)
     """Of pass_at_k: subsets of this size are rewarded if any of their samples passes."""
-    augment: bool = True
     tau: float | None = None
     """A sample is good when its reward is at least this. None = the reward of a pass (1 with signed rewards)."""
     percentile: float | None = Field(default=None, ge=0, le=100)
@@ -108,15 +107,13 @@ class MeasureConfig(Config):
     tau: float | None = None
     """An answer is good when its score or reward is at least this. none: its `correct`, or where that is missing, 1."""
     k: int | None = Field(default=None, ge=1)
-    """Of pass@k. none: the fewest judged answers that any prompt has."""
+    """Of pass@k. none: the fewest judged answers that any prompt has, at most 64."""
     samples: int | None = Field(default=None, ge=1)
     """Use the first so many answers of each prompt, and leave out prompts with fewer: the metrics depend on that number."""
     phases: tuple[str, ...] = ("before", "after", "train")
     """Parts of a run to compare, joined by commas; further ones are eval and whatever `phase` says."""
-    vocabulary: int | None = Field(default=None, ge=1)
-    """Vocabulary of EAD. none: the different words in all answers that are compared."""
-    bleu_samples: int = Field(default=32, ge=2)
-    """Self-BLEU compares at most so many answers of a prompt, evenly spread: its time grows with their square."""
+    vocabulary: int = Field(default=50257, ge=1)
+    """Words that EAD draws from, a constant so that files can be compared (GPT-2's number of tokens)."""
     oracle_target: int = Field(default=100, ge=1)
     """Different good answers that the oracle burden counts up to."""
     molecules: bool = False

@@ -62,7 +62,7 @@ class Transform:
     def __init__(self, config: MaraConfig, reference: Reference, pass_reward: float) -> None:
         self.config, self.reference, self.beta = config, reference, config.beta
         self.tau = pass_reward if config.tau is None else config.tau
-        self.method = config.method if config.augment else "none"
+        self.method = config.method
         self.anchors: dict[str, tuple[float, float]] = {}
 
     def __call__(self, groups: Sequence[Group]) -> tuple[list[Group], dict[str, float]]:

@@ -154,7 +154,9 @@ def _never() -> dict[str, torch.Tensor]:
 
 def make(beta: float = 0.5, **options: object) -> Transform:
     model = build()
-    return transform(TransformContext({"beta": beta, **options}, model, lambda: parameters(model), 1.0, 1.0, 512))
+    return transform(
+        TransformContext({"beta": beta, **options}, model, lambda: parameters(model), 1.0, 1.0, 512)
+    )
 
 
 def by_hand(found: Transform, group: Group, beta: float) -> list[float]:
@@ -189,7 +191,7 @@ def test_total_rewards_by_hand() -> None:
 
 
 def test_without_augmentation_it_is_the_kl_alone() -> None:
-    found = make(0.5, augment=False)
+    found = make(0.5, method="none")
     group = make_group("a", [1.0, -1.0, 1.0])
     (after,), _ = found([group])
     ref = [slow_logp(found.reference.model, s) for s in group.samples]
