@@ -54,7 +54,18 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 # -- help --------------------------------------------------------------------------------------------------
 
 HEAVY = ("torch", "numpy", "transformers", "pydantic", "rich", "jinja2", "matplotlib")
-VERBS = ([], ["rl"], ["rl", "train"], ["rl", "eval"], ["runs"], ["report"], ["doctor"], ["cite"], ["scaling"])
+VERBS = (
+    [],
+    ["rl"],
+    ["rl", "train"],
+    ["rl", "eval"],
+    ["runs"],
+    ["report"],
+    ["doctor"],
+    ["cite"],
+    ["mara"],
+    ["scaling"],
+)
 
 
 def test_no_help_imports_anything_heavy() -> None:
@@ -167,7 +178,7 @@ def test_the_exit_code_of_a_command_is_that_of_the_program(monkeypatch: pytest.M
     [
         (["rl", "tran"], "No command 'tran'. Did you mean 'train'?"),
         (["reprot", "x"], "No command 'reprot'. Did you mean 'report'?"),
-        (["zzz"], "Valid: cite, doctor, report, rl, runs, scaling."),
+        (["zzz"], "Valid: cite, doctor, mara, report, rl, runs, scaling."),
         (["rl", "train", "--overwite"], "Did you mean '--overwrite'?"),
         (["rl", "train", "--lr", "1"], "Unknown option --lr. Did you mean '--optimizer.lr'?"),
         (["rl", "train", "--optimiser.lr", "1"], "Did you mean '--optimizer.lr'?"),

@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from postgrad._version import __version__
+from postgrad.cli.mara import mara
 from postgrad.cli.options import check_overrides, split_words
 from postgrad.cli.scaling import scaling
 from postgrad.cli.tree import ARGV_KEY, DottedCommand, HintingGroup, group_settings
@@ -77,6 +78,7 @@ def cli(debug: bool) -> None:
     del debug  # taken out of the words by `main`
 
 
+cli.add_command(mara)
 cli.add_command(scaling)
 
 

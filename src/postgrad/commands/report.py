@@ -17,6 +17,8 @@ _WRITERS = {
     "scaling.fit": "scaling_fit",
     "scaling.compare": "scaling_compare",
     "scaling.backtest": "scaling_backtest",
+    "mara.explain": "mara_explain",
+    "mara.measure": "mara_measure",
 }
 """Kind of run → module of this package whose `rewrite_report` knows more than the metrics say."""
 

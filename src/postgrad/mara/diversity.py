@@ -273,7 +273,7 @@ def expectation_adjusted_distinct(
     texts = [tokenize(answer) for answer in answers]
     scores: list[float] = []
     for order in orders:
-        counts = sum((_ngrams(words, order) for words in texts), Counter[tuple[str, ...]]())
+        counts = Counter(gram for words in texts for gram in _ngrams(words, order).elements())
         if drawn := sum(counts.values()):
             expected = -vocabulary_size * math.expm1(drawn * _log_share_left(vocabulary_size))
             scores.append(len(counts) / expected)
