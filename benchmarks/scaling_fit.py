@@ -1,10 +1,11 @@
 """One fit of the sigmoid law: variable projection against the paper's grid (ScaleRL, arXiv 2510.13786, §A.7).
 
-The paper's protocol: for each A in 0.450, 0.455, …, 0.800 and each of 100 C_mid, SciPy's `curve_fit` fits B; the
-smallest sum of squares wins; R0 is given. Ours searches B and C_mid with A in closed form, given the same R0, and must
-end at an equal or lower sum of squares. Curves: the rows of the paper's Table 1, each with 44 evaluations and noise of
-σ = 0.004. Both are point estimates of the same model in one process, one thread; the last columns say what the whole of
-`postgrad scaling fit` takes (R0 fitted, early regime searched, 1,000 bootstrap curves, five rival families).
+The paper's protocol (grids: see `postgrad.scaling.grid`): for each A in 0.450, 0.455, …, 0.800 and each of 100 C_mid,
+SciPy's `curve_fit` fits B; the smallest sum of squares wins; R0 is given. Ours searches B and C_mid with A in closed
+form, given the same R0, and must end at an equal or lower sum of squares. Curves: the rows of the paper's Table 1, each
+with 44 evaluations and noise of σ = 0.004. Both are point estimates of the same model in one process, one thread; the
+last columns say what the whole of `postgrad scaling fit` takes (R0 fitted, early regime searched, 1,000 bootstrap
+curves, five rival families).
 
     python benchmarks/scaling_fit.py [--quick]
 """

@@ -4,9 +4,9 @@ For each pair on the grid, B alone is fitted by least squares with `curve_fit` a
 squared residuals wins. R0 is given, not fitted. It is here to be compared with; `solver` does the same in a thousandth of
 the time, without a grid's resolution.
 
-The grid: A from 0.450 to 0.800 by 0.005; C_mid at 100 evenly spaced values. Every C_mid of the paper's Table 1 (2542,
-2818, 2936, 3054, 4242, 10909, 11272) is, to the digits printed, a point of linspace(100, 4000, 100) or linspace(4000,
-16000, 100), so these are the two ranges that are searched.
+The grids are inferred from the paper's Table 1: all its A are multiples of 0.005 (searched: 0.450 to 0.800), and every C_mid
+(2542, 2818, 2936, 3054, 4242, 10909, 11272) is, to the digits printed, a point of linspace(100, 4000, 100) or
+linspace(4000, 16000, 100).
 """
 
 from __future__ import annotations
