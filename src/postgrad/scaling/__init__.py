@@ -1,5 +1,5 @@
 """Where a run will end, from its first half: the sigmoid law of "The Art of Scaling Reinforcement Learning Compute for
-LLMs" (ScaleRL, arXiv 2510.13786, §2 and §A.7), for the logs of any framework. Needs no torch.
+LLMs" (ScaleRL, arXiv 2510.13786, §2 and §A.5), for the logs of any framework. Needs no torch.
 
 Departures from the paper:
 1. All four parameters are fitted by variable projection, R0 included; the paper grids A and C_mid and is given R0

@@ -1,4 +1,4 @@
-"""Options of a fit. Defaults are ours; `method = "grid"` is the paper's protocol (ScaleRL, arXiv 2510.13786, §A.7)."""
+"""Options of a fit. Defaults are ours; `method = "grid"` is the paper's protocol (ScaleRL, arXiv 2510.13786, §A.5)."""
 
 from __future__ import annotations
 

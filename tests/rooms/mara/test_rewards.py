@@ -64,7 +64,7 @@ def make_group(name: str, rewards: list[float | None], seed: int = 0, logp: floa
         samples.append(
             Sample(
                 request_id=index,
-                group_id=hash(name) % 1000,
+                group_id=int.from_bytes(name.encode()),
                 prompt_tokens=prompt,
                 token_ids=rng.integers(2, VOCAB, length),
                 loss_mask=mask,
