@@ -235,3 +235,13 @@ def test_no_torch(folder: Path, words: list[str]) -> None:
     )
     assert done.stdout.splitlines()[-1] == "0 []", done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_training_with_mara_that_cannot_work_is_refused_before_anything_is_done(
+    dry: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["rl", "train", "embedded", "--mara.beta", "0", *dry]) == 2
+    assert "beta = 0 makes MARA inert" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

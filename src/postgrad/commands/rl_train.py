@@ -44,10 +44,14 @@ def main(
     if resume and overwrite:
         raise ConfigError("--resume keeps the run and --overwrite throws it away; give one of them.")
     out = out or Path("runs/rl")
+    config = (
+        validate(RLConfig, Run.open(out).config_dict())
+        if resume
+        else resolve_config(recipe, overrides, tasks, from_run)
+    )
+    transform = _transform(config.mara)
     if dry_run:
-        return _dry_run(resolve_config(recipe, overrides, tasks, from_run))
-    config = RLConfig() if resume else resolve_config(recipe, overrides, tasks, from_run)
-    known = Run.open(out).config_dict().get("mara") if resume else config.mara
+        return _dry_run(config)
 
     from postgrad.commands.rl_report import rewrite_report
     from postgrad.rl.api import train
@@ -60,7 +64,7 @@ def main(
             resume=resume,
             overwrite=overwrite,
             command=argv,
-            transform=_transform(known),
+            transform=transform,
             forecaster=Forecaster(name=out.name),
         )
     except KeyboardInterrupt:
@@ -73,7 +77,7 @@ def main(
     return 0
 
 
-def _transform(options: Mapping[str, Any] | None) -> Callable[[TransformContext], RewardTransform] | None:
+def _transform(options: Mapping[str, Any]) -> Callable[[TransformContext], RewardTransform] | None:
     """What re-rewards, if the recipe has a table for it; its options are checked before any model is loaded."""
     if not options:
         return None
