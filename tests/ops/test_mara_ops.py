@@ -265,51 +265,66 @@ def test_the_diversity_filter_equals_a_loop() -> None:
     assert torch.equal(torch.cat([first.rewards, second.rewards]), found.rewards)
 
 
-def test_kl_cov_takes_the_largest_covariances() -> None:
-    generator = torch.Generator().manual_seed(2)
-    logps, advantages = torch.randn(2, 500, generator=generator)
-    covariance = [
-        float((a - logps.mean()) * (b - advantages.mean())) for a, b in zip(logps, advantages, strict=True)
-    ]
-    mask = ops.kl_cov(logps, advantages, 0.02)
-    top = sorted(range(500), key=lambda i: -covariance[i])[:10]
-    assert set(mask.nonzero().flatten().tolist()) == set(top)
-    assert int(ops.kl_cov(logps, advantages, 1e-6).sum()) == 1
-    assert not len(ops.kl_cov(torch.zeros(0), torch.zeros(0)))
-    assert torch.isclose(
-        ops.covariances(logps, advantages).mean() * 500 / 499,
-        torch.cov(torch.stack([logps, advantages]))[0, 1],
-    )
-
-
-def test_clip_cov_draws_evenly_from_the_window() -> None:
-    logps, advantages = torch.randn(2, 400, generator=torch.Generator().manual_seed(3))
-    covariance = ops.covariances(logps, advantages)
-    allowed = (covariance >= 0.5) & (covariance <= 2.0)
-    count = int(allowed.sum())
-    generator = torch.Generator().manual_seed(4)
-    hits = torch.zeros(400)
-    for _ in range(2000):
-        mask = ops.clip_cov(logps, advantages, generator, fraction=0.025, low=0.5, high=2.0)
-        assert int(mask.sum()) == 10
-        assert not mask[~allowed].any()
-        hits += mask
-    spread = math.sqrt(2000 * 10 / count)
-    assert float((hits[allowed] - 2000 * 10 / count).abs().max()) < 5 * spread
-    assert not ops.clip_cov(logps, advantages, generator, low=1e6, high=1e7).any()
-    everything = ops.clip_cov(logps, advantages, generator, fraction=1.0, low=0.5, high=2.0)
-    assert torch.equal(everything, allowed)
-
-
-def test_flow_rl_vanishes_at_its_own_optimum_and_its_gradient_is_the_residual() -> None:
-    """π*(y)^(1/|y|) = π_ref^(1/|y|)·e^(βr)/Z: residual 0 there; ∂/∂log π of the square is 2·residual/|y|."""
-    rewards, ref, _ = groups(7)
+def test_flow_rl_is_reinforce_on_the_total_with_the_best_log_z() -> None:
+    """The paper's square, written out, with log Z at its least squares: its gradient is −2·(centred total)/|y|."""
+    rewards, ref, policy = groups(7)
     lengths = torch.arange(1, G + 1).expand(P, G)
-    log_z = torch.tensor([0.3, -1.0, 2.0, 0.0])
-    optimum = lengths * (ref / lengths + 15 * rewards - log_z.unsqueeze(1))
-    assert float(ops.flow_rl_targets(log_z, optimum, ref, rewards, lengths).residual.abs().max()) < 1e-4
-    policy = (optimum + 3.0).requires_grad_()
-    flow = ops.flow_rl_targets(log_z, policy, ref, rewards, lengths)
-    torch.testing.assert_close(flow.residual, 3.0 / lengths, rtol=1e-3, atol=1e-3)
-    (gradient,) = torch.autograd.grad(flow.squared_error.sum(), policy)
-    torch.testing.assert_close(gradient, 2 * flow.residual.detach() / lengths)
+    scaled = (rewards - rewards.mean(1, keepdim=True)) / rewards.std(1, correction=0, keepdim=True)
+    policy = policy.clone().requires_grad_()
+    per_token = policy / lengths - ref / lengths - 15 * scaled
+    log_z = -per_token.mean(1, keepdim=True).detach()
+    (gradient,) = torch.autograd.grad((log_z + per_token).square().sum(), policy)
+    total = ops.flow_rl(rewards, policy.detach(), ref, lengths)
+    centred = ops.centre_and_scale(total, "none")
+    torch.testing.assert_close(gradient, -2 * centred / lengths, rtol=1e-4, atol=1e-4)
+    optimum = lengths * (ref / lengths + 15 * scaled - torch.tensor([[0.3], [-1.0], [2.0], [0.0]]))
+    assert float(ops.centre_and_scale(ops.flow_rl(rewards, optimum, ref, lengths), "none").abs().max()) < 1e-4
+
+
+def test_replay_weights_make_a_mixed_group_count_as_one_of_the_policy() -> None:
+    """E_q[w·f] = E_π[f] exactly, q the mixture, for any f; with all answers known w = π/((1−s)π + s·u)."""
+    policy = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
+    known, size, replayed = torch.tensor([True, False, True, True]), 8, 2
+    uniform = known / known.sum()
+    mixture = (policy * (size - replayed) + uniform * replayed) / size
+    logps, marks = (
+        policy.log().repeat(2, 2),
+        known.repeat(2, 2),
+    )  # the eight members of a group, any of the answers
+    weights = ops.replay_weights(logps, marks, torch.tensor([3, 3]), replayed)[0, :4]
+    torch.testing.assert_close(mixture * weights, policy)
+    assert float(weights.max()) <= size / (size - replayed)
+    impossible = ops.replay_weights(
+        torch.full((1, 4), -1e4), torch.ones(1, 4, dtype=torch.bool), torch.tensor([1]), 1
+    )
+    assert impossible.tolist() == [pytest.approx([0.0] * 4, abs=1e-20)]
+
+
+def test_joint_logps_equal_a_loop() -> None:
+    generator = torch.Generator().manual_seed(8)
+    sequences = torch.randint(0, 6, (5, 12), generator=generator)
+    answers = sequences // 2  # two spellings of each answer
+    ref = torch.randn(6, generator=generator)[sequences]
+    found = ops.joint_logps(ref, answers, sequences)
+    for row in range(5):
+        for i in range(12):
+            spellings = {
+                int(s): float(r)
+                for s, r, a in zip(sequences[row], ref[row], answers[row], strict=True)
+                if a == answers[row, i]
+            }
+            expected = math.log(sum(math.exp(r) for r in spellings.values()))
+            assert float(found[row, i]) == pytest.approx(expected, abs=1e-5)
+    alone = ops.joint_logps(ref, sequences, sequences)
+    torch.testing.assert_close(alone, ref)
+
+
+def test_mara_over_answers_is_uniform_over_answers_at_its_fixed_point() -> None:
+    """Where π_θ is uniform over two answers, and within them as the reference has it, totals of good samples are equal."""
+    ref = torch.tensor([[0.4, 0.1, 0.02]]).log()  # the first two are one answer
+    answers, sequences = torch.tensor([[0, 0, 1]]), torch.tensor([[0, 1, 2]])
+    policy = torch.tensor([[0.4, 0.1, 0.5]]).log()
+    rewards = torch.ones(1, 3)
+    augmented = ops.mara(rewards, ops.joint_logps(ref, answers, sequences), tau=1.0, beta=0.3).rewards
+    total = ops.total_reward(augmented, policy, ref, 0.3)
+    torch.testing.assert_close(total, total[:, :1].expand(1, 3))

@@ -57,6 +57,18 @@ def test_advantages_ignore_shift_and_scale_of_rewards(seed: int, shift: float, s
     torch.testing.assert_close(once, again, rtol=1e-3, atol=1e-3)
 
 
+def test_weights_count_like_repetitions_and_no_baseline_subtracts_nothing() -> None:
+    reward, group = torch.tensor([1.0, -1.0, 3.0]), torch.tensor([0, 0, 0])
+    repeated = ops.advantages(
+        torch.tensor([1.0, -1.0, 3.0, 3.0, 3.0]), torch.zeros(5, dtype=torch.long), "group"
+    )
+    weighted = ops.advantages(reward, group, "group", weight=torch.tensor([1.0, 1.0, 3.0]))
+    torch.testing.assert_close(weighted, repeated[:3])
+    assert ops.advantages(reward, group, "none", baseline="none").tolist() == reward.tolist()
+    scaled = ops.advantages(reward, group, "batch", baseline="none")  # √(11/3) about 0
+    assert scaled.tolist() == pytest.approx([x / math.sqrt(11 / 3) for x in (1, -1, 3)])
+
+
 def test_equal_rewards_have_no_variance_whatever_their_value() -> None:
     """Trap: a filter by mean breaks with rewards that are not binary."""
     reward = torch.tensor([0.3, 0.3, 0.3, 0.2, 0.9, 0.9])
@@ -187,3 +199,42 @@ def test_mismatch_estimators_agree_with_the_exact_divergence() -> None:
     assert float(kl.kl_k1) == pytest.approx(exact, abs=3e-3)
     assert float(kl.kl_k3) == pytest.approx(exact, abs=1e-3)
     assert ops.mismatch_kl(p, p) == (0, 0)
+
+
+# -- KL-Cov and Clip-Cov ---------------------------------------------------------------------------------------------
+
+
+def test_kl_cov_takes_the_largest_covariances() -> None:
+    generator = torch.Generator().manual_seed(2)
+    logps, advantages = torch.randn(2, 500, generator=generator)
+    covariance = [
+        float((a - logps.mean()) * (b - advantages.mean())) for a, b in zip(logps, advantages, strict=True)
+    ]
+    mask = ops.kl_cov(logps, advantages, 0.02)
+    top = sorted(range(500), key=lambda i: -covariance[i])[:10]
+    assert set(mask.nonzero().flatten().tolist()) == set(top)
+    assert int(ops.kl_cov(logps, advantages, 1e-6).sum()) == 1
+    assert not len(ops.kl_cov(torch.zeros(0), torch.zeros(0)))
+    assert torch.isclose(
+        ops.covariances(logps, advantages).mean() * 500 / 499,
+        torch.cov(torch.stack([logps, advantages]))[0, 1],
+    )
+
+
+def test_clip_cov_draws_evenly_from_the_window() -> None:
+    logps, advantages = torch.randn(2, 400, generator=torch.Generator().manual_seed(3))
+    covariance = ops.covariances(logps, advantages)
+    allowed = (covariance >= 0.5) & (covariance <= 2.0)
+    count = int(allowed.sum())
+    generator = torch.Generator().manual_seed(4)
+    hits = torch.zeros(400)
+    for _ in range(2000):
+        mask = ops.clip_cov(logps, advantages, generator, fraction=0.025, low=0.5, high=2.0)
+        assert int(mask.sum()) == 10
+        assert not mask[~allowed].any()
+        hits += mask
+    spread = math.sqrt(2000 * 10 / count)
+    assert float((hits[allowed] - 2000 * 10 / count).abs().max()) < 5 * spread
+    assert not ops.clip_cov(logps, advantages, generator, low=1e6, high=1e7).any()
+    everything = ops.clip_cov(logps, advantages, generator, fraction=1.0, low=0.5, high=2.0)
+    assert torch.equal(everything, allowed)

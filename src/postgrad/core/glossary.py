@@ -6,7 +6,7 @@ import re
 
 GLOSSARY: dict[str, str] = {
     "rollout/pass_rate": "Share of this step's verified samples that passed (0 to 1); on training prompts.",
-    "rollout/reward_mean": "Mean reward of the samples of this step, after any transform (reward units).",
+    "rollout/reward_mean": "Mean reward of the samples of this step, before any transform (reward units).",
     "rollout/truncated_fraction": "Share of samples cut off by the token limit (0 to 1).",
     "rollout/interrupted_fraction": "Share of samples whose thinking was interrupted by the injected "
     "phrase (0 to 1).",
@@ -32,6 +32,7 @@ GLOSSARY: dict[str, str] = {
     "loss/lr": "Learning rate of this update (no unit).",
     "loss/trained_tokens": "Tokens in the loss of this update, injected ones excluded (tokens).",
     "loss/trained_samples": "Samples in the loss of this update (samples).",
+    "loss/covariance_fraction": "Share of trained tokens that KL-Cov or Clip-Cov acts on (0 to 1).",
     "staleness/mean": "Mean age of the weights that sampled the trained tokens (versions behind the "
     "trainer).",
     "staleness/max": "Greatest age of the weights that sampled a trained token (versions behind the "
@@ -92,6 +93,9 @@ GLOSSARY: dict[str, str] = {
     "mara/good_fraction": "Share of samples whose reward reaches the threshold (0 to 1).",
     "mara/reference_needed_fraction": "Share of samples whose log-prob under the reference was needed (0 to 1).",
     "mara/reference_scored_fraction": "Share of samples that took a forward pass under the reference (0 to 1).",
+    "mara/replayed_fraction": "Share of the trained samples that are good answers seen before (0 to 1).",
+    "mara/num_replay_answers": "Good answers remembered for replay, over all prompts (answers).",
+    "mara/filtered_fraction": "Share of samples whose answer had filled its bucket of the diversity filter (0 to 1).",
     "mara/num_anchors": "Prompts with a stored anchor (prompts).",
     "mara/kl_k1_policy_ref": "KL(policy ‖ reference) per completion, k1 estimate, over the samples scored (nats).",
     "mara/reward_length_correlation": "Correlation of total reward and length among good samples; uniform over token "

@@ -70,8 +70,13 @@ class Judge(Protocol):
 class RewardTransform(Protocol):
     """Re-rewards the groups of a batch before advantages are computed (mara is one)."""
 
+    @property
+    def min_deviation(self) -> float:
+        """Advantages are divided by no less than this: smaller differences of its rewards are noise."""
+        ...
+
     def __call__(self, groups: Sequence[Group]) -> tuple[list[Group], dict[str, float]]:
-        """(the groups with new rewards, metrics)."""
+        """(the groups with new rewards, metrics). Further samples may follow those of a group, with their weights."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -91,8 +96,9 @@ class TransformContext(NamedTuple):
         model: the policy, trained in place.
         initial_weights: its parameters before training, by name, in host memory; also in a resumed run.
         temperature: samples are drawn, and their log-probs taken, at this temperature.
-        pass_reward: reward of a sample that passes.
+        pass_reward, fail_reward: reward of a sample that passes; of one with a score of 0.
         max_tokens: in one forward pass, as the trainer has it.
+        seed: of the run.
     """
 
     options: Mapping[str, Any]
@@ -100,7 +106,9 @@ class TransformContext(NamedTuple):
     initial_weights: Callable[[], Mapping[str, torch.Tensor]]
     temperature: float
     pass_reward: float
+    fail_reward: float
     max_tokens: int
+    seed: int
 
 
 class Forecaster(Protocol):

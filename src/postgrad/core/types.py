@@ -129,6 +129,8 @@ class Sample:
         text: the decoded completion (filled by the caller that has the tokenizer).
         verdict: filled after verification.
         reward: what the algorithm uses; None until verified, and for a failed verification.
+        weight: importance weight, how much it counts in means, deviations and the loss; not 1 only where its group was drawn
+            from something else than the policy.
     """
 
     request_id: int
@@ -143,6 +145,7 @@ class Sample:
     text: str = ""
     verdict: Verdict | None = None
     reward: float | None = None
+    weight: float = 1.0
 
     @property
     def num_tokens(self) -> int:

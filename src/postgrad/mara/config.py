@@ -8,10 +8,25 @@ from pydantic import Field, model_validator
 
 from postgrad.core.config import Config
 
-Method = Literal["mara", "none", "entropy_bonus", "unlikeliness", "differential_smoothing", "pass_at_k"]
+Method = Literal[
+    "mara",
+    "none",
+    "entropy_bonus",
+    "unlikeliness",
+    "differential_smoothing",
+    "pass_at_k",
+    "flow_rl",
+    "diversity_filter",
+]
 
-DEFAULT_COEFFICIENTS = {"entropy_bonus": 0.01, "unlikeliness": 0.25, "differential_smoothing": 0.01}
-"""Of the rivals. The rank penalty's is its paper's; the others say nothing that fits every reward scale: search them."""
+DEFAULT_COEFFICIENTS = {
+    "entropy_bonus": 0.01,
+    "unlikeliness": 0.25,
+    "differential_smoothing": 0.01,
+    "flow_rl": 15.0,
+}
+"""Of the rivals. Those of the rank penalty and of FlowRL are their papers'; the others say nothing that fits every reward
+scale: search them."""
 
 
 class MaraConfig(Config):
@@ -23,18 +38,31 @@ class MaraConfig(Config):
     """Coefficient of the KL to the reference, as k1 inside the reward, and of the augmentation (paper: 0.001 to 0.1). Rivals
     may do without a KL: 0."""
     coefficient: float | None = Field(default=None, gt=0)
-    """Strength of a rival; None = 0.01 (entropy_bonus, differential_smoothing) or 0.25 (unlikeliness)."""
+    """Strength of a rival; None = 0.01 (entropy_bonus, differential_smoothing), 0.25 (unlikeliness) or 15 (flow_rl)."""
     k: int = Field(default=4, ge=1)
     """Of pass_at_k: subsets of this size are rewarded if any of their samples passes."""
+    bucket: int = Field(default=25, ge=1)
+    """Of diversity_filter: a good answer is rewarded this many times, then never again (REINVENT: 25)."""
     tau: float | None = None
     """A sample is good when its reward is at least this. None = the reward of a pass (1 with signed rewards)."""
     percentile: float | None = Field(default=None, ge=0, le=100)
     """Instead of `tau`: the percentile of the group's rewards, for rewards without a verifier (paper: 90)."""
+    answers: Literal["tokens", "text", "smiles"] = "tokens"
+    """What shall be equally likely, and what the filter counts: token sequences (paper), texts apart from white space, or
+    molecules (extra chem). Sequences of one answer are lifted by their joint probability, as far as the group shows them."""
     anchor: Literal["group", "stored"] = "group"
     """What good samples are lifted to: the reference's favourite among the good samples of the group (paper), or of all
     that this prompt ever had; a stored anchor needs no reference pass for the group's good samples."""
     max_bonus: float | None = Field(default=None, gt=0)
     """Bound on the lift of one sample, in units of reward; None = none. Where it bites, uniformity is given up."""
+    min_deviation: float = Field(default=1.0, ge=0)
+    """Advantages are not divided by less than beta times this, in nats: where all samples are good, what is left of their
+    differences is noise. 0 = always to unit deviation."""
+    replay: int = Field(default=0, ge=0)
+    """Good answers seen before that join each group, importance-weighted, so that rare ones do not starve. Prompts must
+    come up again for it; a quarter of the group is a good number."""
+    replay_size: int = Field(default=64, ge=1)
+    """Good answers remembered per prompt; the one not seen for longest is forgotten first."""
     cache: int = Field(default=200_000, ge=0)
     """Reference log-probs remembered, by prompt and completion; 0 = none."""
 
@@ -45,15 +73,29 @@ class MaraConfig(Config):
                 "beta = 0 makes MARA inert: without a KL there is no optimum to shape. Give beta above 0 (the paper's "
                 "range is 0.001 to 0.1), or leave the table [mara] out"
             )
+        if self.beta and self.method == "flow_rl":
+            raise ValueError(
+                "flow_rl has its own KL to the reference, of weight 1 against coefficient times the reward; give beta = 0"
+            )
         if self.tau is not None and self.percentile is not None:
             raise ValueError("give tau or percentile, not both: each says which samples are good")
-        if self.method in ("mara", "none", "pass_at_k") and self.coefficient is not None:
+        if self.method not in DEFAULT_COEFFICIENTS and self.coefficient is not None:
             raise ValueError(
-                f"coefficient is the strength of a rival; method = {self.method!r} has none (its beta is the KL's)"
+                f"coefficient is the strength of {', '.join(DEFAULT_COEFFICIENTS)}; method = {self.method!r} has none"
+            )
+        if self.replay and self.method not in ("mara", "none"):
+            raise ValueError(
+                f"replay lifts rare good answers for mara (or none); method = {self.method!r} judges a group by its own "
+                "samples; give replay = 0"
             )
         if self.anchor == "stored" and self.percentile is not None:
             raise ValueError(
                 'a stored anchor was good under another group\'s percentile; use anchor = "group" with percentile'
+            )
+        if self.anchor == "stored" and self.answers != "tokens":
+            raise ValueError(
+                "a stored anchor spares the reference the good samples, whose joint probability answers = "
+                f'"{self.answers}" needs; use anchor = "group"'
             )
         return self
 

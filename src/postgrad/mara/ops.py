@@ -5,7 +5,7 @@ z = the anchor (the good sample that the reference likes best), R̃ = `Augmented
 
 Shapes: P prompts, G samples of each; T tokens, flat. Log-probs of samples are natural and are *sums* over the tokens that
 count for the loss, in fp32 (a sum of a thousand bf16 terms is off by whole nats). The policy's log-probs are those it
-sampled with; nothing here is differentiated, but for the square of `flow_rl_targets`.
+sampled with; nothing here is differentiated.
 """
 
 from __future__ import annotations
@@ -122,6 +122,31 @@ def _per_prompt(value: float | Tensor, like: Tensor) -> Tensor:
 def _check_beta(beta: float) -> None:
     if not (0 <= beta < math.inf):
         raise ValueError(f"beta is the coefficient of the KL, ≥ 0 and finite; received {beta}")
+
+
+def joint_logps(
+    ref_logps: Float[Tensor, "P G"], answers: Int[Tensor, "P G"], sequences: Int[Tensor, "P G"]
+) -> Float[Tensor, "P G"]:
+    """log Σ π_ref over the different sequences of a row that are the same answer: for MARA over answers, not sequences.
+
+    With these in `mara` (and the sequences' own in `total_reward`) the optimum is uniform over answers, and within an
+    answer as the reference has it. What the row does not show of an answer is missing from its sum.
+
+    Args:
+        ref_logps: of the sequences.
+        answers: equal where the answer is the same.
+        sequences: equal where the tokens are the same (then the answers are, too).
+
+    Two spellings of one answer, one of them twice, have ¼ + ¼:
+
+    >>> logps = torch.tensor([[0.25, 0.25, 0.25, 0.5]]).log()
+    >>> joint_logps(logps, torch.tensor([[0, 0, 0, 1]]), torch.tensor([[0, 1, 1, 2]])).exp().tolist()
+    [[0.5, 0.5, 0.5, 0.5]]
+    """
+    repeated = (sequences.unsqueeze(-1) == sequences.unsqueeze(-2)).tril(-1).any(-1)
+    first = ref_logps.masked_fill(repeated, -math.inf)
+    same = answers.unsqueeze(-1) == answers.unsqueeze(-2)
+    return torch.where(same, first.unsqueeze(-2), -math.inf).logsumexp(-1)
 
 
 def percentile_threshold(rewards: Float[Tensor, "P G"], q: float) -> Float[Tensor, " P"]:
@@ -279,6 +304,7 @@ def diversity_filter(
     *,
     bucket_size: int,
     minimum: float = -math.inf,
+    penalty: float = 0.0,
 ) -> Filtered:
     """The first `bucket_size` samples of an answer keep their reward, later ones get 0 (REINVENT's filter, Blaschke et al. 2020).
 
@@ -288,6 +314,7 @@ def diversity_filter(
         counts: [K], how full the buckets are.
         bucket_size: of every bucket.
         minimum: samples with less reward neither fill a bucket nor are filtered.
+        penalty: the reward of those filtered, where it is not 0.
 
     >>> filtered = diversity_filter(torch.ones(3), torch.tensor([0, 0, 1]), torch.tensor([1, 0]), bucket_size=2)
     >>> filtered.rewards.tolist(), filtered.counts.tolist()
@@ -296,11 +323,11 @@ def diversity_filter(
     counted = rewards >= minimum
     same = (answers.unsqueeze(-1) == answers) & counted
     before = same.tril(-1).sum(-1) + counts[answers]
-    kept = torch.where(counted & (before >= bucket_size), 0.0, rewards)
+    kept = torch.where(counted & (before >= bucket_size), penalty, rewards)
     return Filtered(kept, counts.index_add(0, answers, counted.to(counts.dtype)))
 
 
-# -- rivals: advantages and masks --------------------------------------------------------------------------------------
+# -- rivals: advantages ------------------------------------------------------------------------------------------------
 
 
 def pass_at_k_advantages(passed: Bool[Tensor, "P G"], k: int) -> Float[Tensor, "P G"]:
@@ -332,80 +359,53 @@ def pass_at_k_advantages(passed: Bool[Tensor, "P G"], k: int) -> Float[Tensor, "
     return torch.where(deviation == 0, 0.0, advantage)
 
 
-def covariances(logps: Float[Tensor, " T"], advantages: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
-    """(log π_t − mean)·(A_t − mean) per token, means over all T (Cui et al., arXiv 2505.22617): what lowers the entropy.
-
-    >>> covariances(torch.tensor([-1.0, -3.0]), torch.tensor([2.0, 0.0])).tolist()
-    [1.0, 1.0]
-    """
-    return (logps - logps.mean()) * (advantages - advantages.mean())
-
-
-def kl_cov(
-    logps: Float[Tensor, " T"], advantages: Float[Tensor, " T"], fraction: float = 2e-3
-) -> Bool[Tensor, " T"]:
-    """KL-Cov: the tokens of largest covariance, which pay a KL to the behaviour policy (Cui et al., arXiv 2505.22617).
-
-    max(1, ⌊fraction·T⌋) of them, none when T = 0; the first among equals. The paper's fraction: 2e-3 for 7B, 2e-4 for 32B.
-
-    >>> kl_cov(torch.tensor([-0.1, -2.0, -2.0, -2.0]), torch.tensor([1.0, 0.0, 0.0, 0.0]), 0.25).tolist()
-    [True, False, False, False]
-    """
-    chosen = torch.zeros_like(logps, dtype=torch.bool)
-    if not len(logps):
-        return chosen
-    order = covariances(logps, advantages).argsort(descending=True, stable=True)
-    chosen[order[: max(1, int(fraction * len(logps)))]] = True
-    return chosen
-
-
-def clip_cov(
-    logps: Float[Tensor, " T"],
-    advantages: Float[Tensor, " T"],
-    generator: torch.Generator,
-    fraction: float = 2e-4,
-    low: float = 1.0,
-    high: float = 5.0,
-) -> Bool[Tensor, " T"]:
-    """Clip-Cov: random tokens with low ≤ covariance ≤ high, whose gradient is dropped (arXiv 2505.22617; 2e-4, 1, 5).
-
-    At most max(1, ⌊fraction·T⌋) of them; fewer when fewer lie in the window.
-
-    >>> logps, advantages = torch.tensor([0.0, -4.0, -2.0, -2.0]), torch.tensor([2.0, 0.0, 0.0, 0.0])
-    >>> clip_cov(logps, advantages, torch.Generator(), fraction=0.25, low=2.5).tolist()  # 3, 1, 0, 0
-    [True, False, False, False]
-    """
-    covariance = covariances(logps, advantages)
-    allowed = (covariance >= low) & (covariance <= high)
-    draw = torch.rand(len(logps), generator=generator, device=logps.device).masked_fill(~allowed, 2.0)
-    chosen = torch.zeros_like(allowed)
-    chosen[draw.argsort()[: max(1, int(fraction * len(logps)))]] = True
-    return chosen & allowed
-
-
-class FlowTargets(NamedTuple):
-    """residual [P, G] and its square, differentiable in log_z and policy_logps."""
-
-    residual: Tensor
-    squared_error: Tensor
-
-
-def flow_rl_targets(
-    log_z: Float[Tensor, " P"],
+def flow_rl(
+    rewards: Float[Tensor, "P G"],
     policy_logps: Float[Tensor, "P G"],
     ref_logps: Float[Tensor, "P G"],
-    rewards: Float[Tensor, "P G"],
     lengths: Int[Tensor, "P G"],
     beta: float = 15.0,
-) -> FlowTargets:
-    """FlowRL's (log Z + log π_θ/|y| − β·r − log π_ref/|y|)² (Zhu et al., arXiv 2509.15207; β = 15, r scaled within its group).
+) -> Float[Tensor, "P G"]:
+    """β·r̂ − (log π_θ − log π_ref)/|y|, the total whose centred values are FlowRL's residuals (Zhu et al., arXiv 2509.15207).
 
-    The paper multiplies the square by a clipped, detached importance weight, which is the caller's. This β multiplies the
-    reward: it is 1/β of everything else here.
+    FlowRL lowers (log Z + log π_θ/|y| − β·r̂ − log π_ref/|y|)², r̂ = r scaled within its group. Its log Z is a learned
+    function of the prompt; here it is the one that makes the group's squares least, so that the residual is minus
+    the centred total, and the square's gradient is that of REINFORCE with each sample's mean over tokens
+    (`algorithm.aggregation = "sample"`). This β multiplies the reward: it is 1/β of everything else here.
 
-    >>> one = torch.ones(1, 1)
-    >>> flow_rl_targets(torch.tensor([0.5]), -4 * one, -2 * one, one, 2 * one, beta=0.5).residual.tolist()  # 0.5 − 2 − 0.5 + 1
-    [[-1.0]]
+    >>> one = torch.ones(1, 2)
+    >>> flow_rl(torch.tensor([[1.0, 0.0]]), -4 * one, -2 * one, 2 * one, beta=0.5).tolist()  # ±0.5 − (−2)/2
+    [[1.5, 0.5]]
     """
-    residual = log_z.unsqueeze(-1) + (policy_logps - ref_logps) / lengths - beta * rewards
-    return FlowTargets(residual, residual.square())
+    return beta * centre_and_scale(rewards) - (policy_logps - ref_logps) / lengths
+
+
+def replay_weights(
+    policy_logps: Float[Tensor, "P G"],
+    known: Bool[Tensor, "P G"],
+    num_known: Int[Tensor, " P"],
+    num_replayed: int,
+) -> Float[Tensor, "P G"]:
+    """π_θ(y)/q(y) of each member of a group, of which the last `num_replayed` were drawn from known answers.
+
+    q = ((G − n)·π_θ + n·u)/G is the group's mixture, u uniform over the answers that were known when it was drawn. Weighing
+    by the mixture, whichever source a sample came from (the balance heuristic: Veach & Guibas 1995), bounds the weights by
+    G/(G − n), and their mean tends to 1.
+
+    Args:
+        policy_logps: log π_θ(y).
+        known: whether y was known, so that replay might have drawn it.
+        num_known: answers known of each prompt; > 0.
+        num_replayed: n < G.
+
+    Half of a pair is replayed from one known answer of probability 1/3, the other half is new: ⅓/(⅙ + ½), and 1/½:
+
+    >>> logps = torch.tensor([[0.2, 1 / 3]]).log()
+    >>> replay_weights(logps, torch.tensor([[False, True]]), torch.tensor([1]), 1).tolist()
+    [[2.0, 0.5]]
+    """
+    size = policy_logps.shape[-1]
+    policy = policy_logps.exp()
+    from_replay = known / num_known.unsqueeze(-1) * num_replayed
+    ratio = from_replay / policy.clamp(min=1e-30)
+    return size / (size - num_replayed + ratio)

@@ -22,6 +22,21 @@ from postgrad.core.models.packing import row_logps, rows
 from postgrad.core.types import Sample
 
 
+def completion_logps(
+    model: Model, samples: Sequence[Sample], temperature: float, max_tokens: int
+) -> list[Tensor]:
+    """log π of the tokens of each sample that count for its loss, float32 on the CPU, under the model as it is.
+
+    Samples of a group should follow one another: they share the computation of their prompt.
+    """
+    lengths = [int(sample.loss_mask.sum()) for sample in samples]
+    logps = torch.empty(sum(lengths))
+    with torch.no_grad():
+        for row in rows(samples, max_tokens):
+            logps[row.place] = row_logps(model, row, temperature).logp.float().cpu()
+    return list(logps.split(lengths))
+
+
 class Reference:
     """Scores samples.
 
@@ -69,13 +84,11 @@ class Reference:
         return [scores[key] for key in keys]
 
     def _score(self, samples: Sequence[Sample]) -> list[float]:
-        lengths = torch.tensor([int(sample.loss_mask.sum()) for sample in samples], dtype=torch.int64)
-        logps = torch.empty(int(lengths.sum()))
-        if len(logps):
-            with torch.no_grad(), self._in_place():
-                for row in rows(samples, self.max_tokens):
-                    logps[row.place] = row_logps(self.model, row, self.temperature).logp.float().cpu()
-        return [float(part.double().sum()) for part in logps.split(lengths.tolist())]
+        if not samples:
+            return []
+        with self._in_place():
+            found = completion_logps(self.model, samples, self.temperature, self.max_tokens)
+        return [float(part.double().sum()) for part in found]
 
     @contextmanager
     def _in_place(self) -> Generator[None]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from copy import copy
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from postgrad.core.config import validate
 from postgrad.core.protocols import TransformContext
@@ -18,7 +20,10 @@ from postgrad.mara.ops import (
     Anchor,
     anchored_total,
     differential_smoothing,
+    diversity_filter,
     entropy_bonus,
+    flow_rl,
+    joint_logps,
     mara,
     pass_at_k_advantages,
     percentile_threshold,
@@ -26,26 +31,47 @@ from postgrad.mara.ops import (
     unlikeliness,
 )
 from postgrad.mara.reference import Reference
+from postgrad.mara.replay import Replay, sum_logp
+
+AnswerKey = Callable[[Sample], Hashable]
 
 
-class _Scored(NamedTuple):
-    """One group on its way: usable samples, rewards and log-probs [1, G], which are good, ref_logps NaN where not needed."""
+@dataclass
+class _Block:
+    """Groups with equally many usable samples, P of them, on their way through the transform.
 
-    samples: list[Sample]
-    rewards: torch.Tensor
-    logps: torch.Tensor
-    good: torch.Tensor
-    tau: torch.Tensor
-    needed: list[int]
+    Attributes:
+        prompts: their ids.
+        samples: P lists of G.
+        rewards, logps: R and log π_θ, float64 [P, G].
+        tau: [P].
+        good, needed: bool [P, G]; R ≥ τ; whether the reference must score it.
+        ref_logps: float64 [P, G], NaN where not needed.
+        total: [P, G], at the end.
+    """
 
+    prompts: list[str]
+    samples: list[list[Sample]]
+    rewards: Tensor
+    logps: Tensor
+    tau: Tensor
+    good: Tensor
+    needed: Tensor
+    ref_logps: Tensor
+    total: Tensor
 
-class _Facts(NamedTuple):
-    """Per sample: whether it is good, log π_θ − log π_ref (NaN where not known), total reward, length."""
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens that count for the loss, [P, G]."""
+        return torch.tensor([[int(s.loss_mask.sum()) for s in row] for row in self.samples])
 
-    good: list[bool]
-    kl: list[float]
-    total: list[float]
-    tokens: list[int]
+    def keys(self, key: AnswerKey) -> Tensor:
+        """int64 [P, G]; equal within a row where the answers are."""
+        rows: list[list[int]] = []
+        for samples in self.samples:
+            numbers: dict[Hashable, int] = {}
+            rows.append([numbers.setdefault(key(sample), len(numbers)) for sample in samples])
+        return torch.tensor(rows)
 
 
 class Transform:
@@ -54,129 +80,225 @@ class Transform:
     Args:
         config: with beta.
         reference: scores samples under the weights of before.
+        replay: adds good answers seen before.
         pass_reward: τ where the config has none.
+        fail_reward: what the diversity filter leaves of a reward.
 
-    The stored anchors are its only state.
+    Its state: stored anchors, answers for replay, and how often the filter has seen each answer.
     """
 
-    def __init__(self, config: MaraConfig, reference: Reference, pass_reward: float) -> None:
-        self.config, self.reference, self.beta = config, reference, config.beta
+    def __init__(
+        self,
+        config: MaraConfig,
+        reference: Reference,
+        replay: Replay,
+        pass_reward: float,
+        fail_reward: float,
+    ) -> None:
+        self.config, self.reference, self.replay, self.beta = config, reference, replay, config.beta
         self.tau = pass_reward if config.tau is None else config.tau
-        self.method = config.method
+        self.fail_reward = fail_reward
+        self.key = answer_key(config.answers)
         self.anchors: dict[str, tuple[float, float]] = {}
+        self.counts: dict[str, dict[str, int]] = {}
+        self._filtered = 0
+
+    @property
+    def min_deviation(self) -> float:
+        """In units of reward."""
+        return self.config.min_deviation * self.beta
 
     def __call__(self, groups: Sequence[Group]) -> tuple[list[Group], dict[str, float]]:
         """(groups with the total reward, metrics). Samples without a reward stay as they are."""
-        scored = [self._prepare(group) for group in groups]
-        needed = [item.samples[index] for item in scored for index in item.needed]
+        joined = self.replay.join(groups)
+        blocks = self._blocks(joined)
+        needed = [
+            sample
+            for block in blocks
+            for row, marks in zip(block.samples, block.needed.tolist(), strict=True)
+            for sample, mark in zip(row, marks, strict=True)
+            if mark
+        ]
         before = self.reference.num_scored
-        found = iter(self.reference(needed))
-        changed: list[Group] = []
-        rows = _Facts([], [], [], [])
-        for group, item in zip(groups, scored, strict=True):
-            ref_logps = torch.full_like(item.rewards, math.nan)
-            for index in item.needed:
-                ref_logps[0, index] = next(found)
-            total, facts = self._total(group.prompt.id, item, ref_logps)
-            changed.append(_with_rewards(group, item.samples, total))
-            for column, values in zip(rows, facts, strict=True):
-                column += values
-        return changed, self._metrics(rows, len(needed), self.reference.num_scored - before)
+        scores = torch.tensor(self.reference(needed), dtype=torch.float64)
+        parts = scores.split([int(block.needed.sum()) for block in blocks])
+        rewards: dict[int, float] = {}
+        for block, part in zip(blocks, parts, strict=True):
+            block.ref_logps[block.needed] = part
+            block.total = self._total(block)
+            for row, values in zip(block.samples, block.total.tolist(), strict=True):
+                rewards.update(zip(map(id, row), values, strict=True))
+        metrics = self._metrics(blocks, len(needed), self.reference.num_scored - before)
+        self._remember(blocks)
+        metrics["mara/num_replay_answers"] = float(len(self.replay))
+        return [_with_rewards(group, rewards) for group in joined], metrics
 
-    def _prepare(self, group: Group) -> _Scored:
-        usable = [sample for sample in group.samples if sample.reward is not None]
-        rewards = torch.tensor([[float(sample.reward or 0.0) for sample in usable]])
-        logps = torch.tensor([[float(s.behaviour_logp[s.loss_mask].sum(dtype=np.float64)) for s in usable]])
-        tau = torch.tensor([self.tau])
-        if self.config.percentile is not None and usable:
+    def _blocks(self, groups: Sequence[Group]) -> list[_Block]:
+        by_size: dict[int, list[Group]] = {}
+        for group in groups:
+            count = sum(sample.reward is not None for sample in group.samples)
+            if count:
+                by_size.setdefault(count, []).append(group)
+        return [self._block(alike) for alike in by_size.values()]
+
+    def _block(self, groups: Sequence[Group]) -> _Block:
+        samples = [[s for s in group.samples if s.reward is not None] for group in groups]
+        prompts = [group.prompt.id for group in groups]
+        rewards = torch.tensor([[s.reward for s in row] for row in samples], dtype=torch.float64)
+        logps = torch.tensor([[sum_logp(s) for s in row] for row in samples], dtype=torch.float64)
+        tau = torch.full((len(groups),), self.tau, dtype=torch.float64)
+        if self.config.percentile is not None:
             tau = percentile_threshold(rewards, self.config.percentile)
-        good = rewards >= tau[:, None]
-        covered = group.prompt.id in self.anchors
-        needed = (
-            [index for index in range(len(usable)) if not (covered and bool(good[0, index]))]
-            if self.beta
-            else []
-        )
-        return _Scored(usable, rewards, logps, good, tau, needed)
+        good = rewards >= tau.unsqueeze(-1)
+        covered = torch.tensor([prompt in self.anchors for prompt in prompts])
+        scored = self.beta > 0 or self.config.method == "flow_rl"
+        needed = ~(good & covered.unsqueeze(-1)) if scored else torch.zeros_like(good)
+        ref_logps = torch.full_like(rewards, math.nan)
+        return _Block(prompts, samples, rewards, logps, tau, good, needed, ref_logps, rewards)
 
-    def _total(self, prompt_id: str, item: _Scored, ref_logps: torch.Tensor) -> tuple[torch.Tensor, _Facts]:
-        """Total rewards [1, G] of one group, and what the metrics are made of."""
-        stored = self.anchors.get(prompt_id)
-        if not item.samples:
-            total = item.rewards
-        elif self.method != "mara":
-            total = self._rival(item)
-            if self.beta:
-                total = total_reward(total, item.logps, ref_logps, self.beta)
-        elif stored is not None:
-            anchor = Anchor(*(torch.tensor([value]) for value in stored))
-            total = anchored_total(item.rewards, item.logps, ref_logps, anchor, tau=item.tau, beta=self.beta)
-        else:
-            limit = math.inf if self.config.max_bonus is None else self.config.max_bonus
-            augmented = mara(item.rewards, ref_logps, tau=item.tau, beta=self.beta, max_bonus=limit)
-            total = total_reward(augmented.rewards, item.logps, ref_logps, self.beta)
-            if self.config.anchor == "stored" and bool(item.good.any()):
-                self.anchors[prompt_id] = (
-                    float(augmented.anchor.rewards[0]),
-                    float(augmented.anchor.ref_logps[0]),
-                )
-        facts = _Facts(
-            item.good[0].tolist(),
-            (item.logps - ref_logps)[0].tolist(),
-            total[0].tolist(),
-            [sample.num_tokens for sample in item.samples],
-        )
-        return total, facts
+    # -- totals --------------------------------------------------------------------------------------------------
 
-    def _rival(self, item: _Scored) -> torch.Tensor:
-        """The rewards as a rival has them, [1, G], without the KL."""
-        strength = self.config.coefficient or DEFAULT_COEFFICIENTS.get(self.method, 0.0)
-        match self.method:
+    def _total(self, block: _Block) -> Tensor:
+        if self.config.method == "mara":
+            return self._mara(block)
+        rewards = self._rival(block)
+        return total_reward(rewards, block.logps, block.ref_logps, self.beta) if self.beta else rewards
+
+    def _mara(self, block: _Block) -> Tensor:
+        unknown = (math.nan, math.nan)
+        stored = torch.tensor([self.anchors.get(p, unknown) for p in block.prompts], dtype=torch.float64)
+        anchor = Anchor(stored[:, 0], stored[:, 1])
+        ref_logps = block.ref_logps
+        if self.config.answers != "tokens":
+            tokens = block.keys(answer_key("tokens"))
+            ref_logps = joint_logps(ref_logps, block.keys(self.key), tokens)
+        augmented = mara(
+            block.rewards,
+            ref_logps,
+            tau=block.tau,
+            beta=self.beta,
+            anchor=anchor,
+            max_bonus=self.config.max_bonus or math.inf,
+        )
+        total = total_reward(augmented.rewards, block.logps, block.ref_logps, self.beta)
+        spared = ~block.needed
+        if bool(spared.any()):
+            known = Anchor(anchor.rewards.nan_to_num(), anchor.ref_logps.nan_to_num())
+            without = anchored_total(
+                block.rewards, block.logps, block.ref_logps, known, tau=block.tau, beta=self.beta
+            )
+            total = torch.where(spared, without, total)
+        if self.config.anchor == "stored":
+            for prompt, found, reward, logp in zip(
+                block.prompts, block.good.any(-1).tolist(), *map(Tensor.tolist, augmented.anchor), strict=True
+            ):
+                if found:
+                    self.anchors.setdefault(prompt, (reward, logp))
+        return total
+
+    def _rival(self, block: _Block) -> Tensor:
+        """The rewards as a rival has them, [P, G], without a KL of its own."""
+        strength = self.config.coefficient or DEFAULT_COEFFICIENTS.get(self.config.method, 0.0)
+        rewards, logps = block.rewards, block.logps
+        match self.config.method:
             case "entropy_bonus":
-                return entropy_bonus(item.rewards, item.logps, strength)
+                return entropy_bonus(rewards, logps, strength)
             case "unlikeliness":  # a factor on the reward of what is good: 0 must mean wrong
-                return unlikeliness(item.rewards * item.good, item.logps, strength)
+                return unlikeliness(rewards * block.good, logps, strength)
             case "differential_smoothing":
-                tau = item.tau[:, None]
-                return differential_smoothing(item.rewards - tau, item.logps, tau=0.0, correct=strength) + tau
-            case (
-                "pass_at_k"
-            ):  # an advantage already: its group mean is 0, and stays so when advantages are taken
-                return pass_at_k_advantages(item.good, min(self.config.k, len(item.samples)))
+                tau = block.tau.unsqueeze(-1)
+                return differential_smoothing(rewards - tau, logps, tau=0.0, correct=strength) + tau
+            case "pass_at_k":  # an advantage: its group mean is 0, and stays so when advantages are taken
+                return pass_at_k_advantages(block.good, min(self.config.k, rewards.shape[-1])).double()
+            case "flow_rl":
+                return flow_rl(rewards, logps, block.ref_logps, block.lengths.clamp(min=1), strength)
+            case "diversity_filter":
+                return torch.stack([self._filter(block, row) for row in range(len(block.prompts))])
             case _:
-                return item.rewards
+                return rewards
 
-    def _metrics(self, rows: _Facts, needed: int, scored: int) -> dict[str, float]:
-        kls = [kl for kl in rows.kl if not math.isnan(kl)]
-        size = max(1, len(rows.good))
+    def _filter(self, block: _Block, row: int) -> Tensor:
+        """The rewards of one group after the diversity filter, whose buckets belong to the prompt."""
+        seen = self.counts.setdefault(block.prompts[row], {})
+        names = [str(self.key(sample)) for sample in block.samples[row]]
+        index = {name: i for i, name in enumerate(dict.fromkeys(names))}
+        filtered = diversity_filter(
+            block.rewards[row],
+            torch.tensor([index[name] for name in names]),
+            torch.tensor([seen.get(name, 0) for name in index]),
+            bucket_size=self.config.bucket,
+            minimum=float(block.tau[row]),
+            penalty=self.fail_reward,
+        )
+        seen.update({name: n for name, n in zip(index, filtered.counts.tolist(), strict=True) if n})
+        self._filtered += int((filtered.rewards != block.rewards[row]).sum())
+        return filtered.rewards
+
+    # -- afterwards ----------------------------------------------------------------------------------------------
+
+    def _remember(self, blocks: Sequence[_Block]) -> None:
+        for block in blocks:
+            for prompt, row, marks in zip(block.prompts, block.samples, block.good.tolist(), strict=True):
+                for sample, good in zip(row, marks, strict=True):
+                    if good and sample.request_id >= 0:
+                        self.replay.remember(prompt, sample)
+
+    def _metrics(self, blocks: Sequence[_Block], needed: int, scored: int) -> dict[str, float]:
+        def joined(values: Sequence[Tensor]) -> np.ndarray:
+            return torch.cat([v.flatten() for v in values]).numpy() if values else np.zeros(0)
+
+        own = joined([torch.tensor([[s.request_id >= 0 for s in row] for row in b.samples]) for b in blocks])
+        own = own.astype(bool)
+        good, total = joined([b.good for b in blocks]), joined([b.total for b in blocks])
+        kl = joined([b.logps - b.ref_logps for b in blocks])
+        size = max(1, len(own))
         metrics = {
-            "mara/good_fraction": sum(rows.good) / size,
+            "mara/good_fraction": float(good[own].mean()) if own.any() else 0.0,
             "mara/reference_needed_fraction": needed / size,
             "mara/reference_scored_fraction": scored / size,
             "mara/num_anchors": float(len(self.anchors)),
-            "rollout/reward_total_mean": sum(rows.total) / size,
+            "rollout/reward_total_mean": float(total[own].mean()) if own.any() else 0.0,
         }
-        if kls:
-            metrics["mara/kl_k1_policy_ref"] = sum(kls) / len(kls)
-        totals, lengths = (
-            [x for x, good in zip(column, rows.good, strict=True) if good]
-            for column in (rows.total, rows.tokens)
-        )
+        if self.replay.count:
+            metrics["mara/replayed_fraction"] = float((~own).sum()) / size
+        if self.config.method == "diversity_filter":
+            metrics["mara/filtered_fraction"], self._filtered = self._filtered / size, 0
+        known = own & ~np.isnan(kl)
+        if known.any():
+            metrics["mara/kl_k1_policy_ref"] = float(kl[known].mean())
+        counted = good & own
+        totals, lengths = total[counted], joined([b.lengths for b in blocks])[counted]
         if len(totals) > 2 and np.std(totals) > 0 and np.std(lengths) > 0:
             metrics["mara/reward_length_correlation"] = float(np.corrcoef(totals, lengths)[0, 1])
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """The stored anchors; JSON-serialisable."""
-        return {"anchors": {key: list(value) for key, value in self.anchors.items()}}
+        """Anchors, replay and buckets; JSON-serialisable."""
+        return {
+            "anchors": {key: list(value) for key, value in self.anchors.items()},
+            "replay": self.replay.state_dict(),
+            "counts": {prompt: dict(seen) for prompt, seen in self.counts.items()},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state_dict` gave."""
         self.anchors = {key: (float(r), float(logp)) for key, (r, logp) in state["anchors"].items()}
+        self.replay.load_state_dict(state["replay"])
+        self.counts = {prompt: dict(seen) for prompt, seen in state["counts"].items()}
 
 
-def _with_rewards(group: Group, usable: Sequence[Sample], total: torch.Tensor) -> Group:
-    rewards = dict(zip(map(id, usable), total[0].tolist(), strict=True))
+def answer_key(kind: str) -> AnswerKey:
+    """What makes two completions the same answer (`MaraConfig.answers`)."""
+    if kind == "tokens":
+        return lambda sample: sample.token_ids.tobytes()
+    if kind == "text":
+        return lambda sample: " ".join(sample.text.split())
+    from postgrad.mara.molecules import canonical
+
+    return lambda sample: canonical(sample.text.strip()) or sample.text.strip()
+
+
+def _with_rewards(group: Group, rewards: Mapping[int, float]) -> Group:
     samples: list[Sample] = []
     for sample in group.samples:
         changed = copy(sample)
@@ -193,12 +315,9 @@ def transform(context: TransformContext) -> Transform:
     """
     config = validate(MaraConfig, context.options)
     module: Any = context.model.module
-    weights = None if hasattr(module, "disable_adapter") or not config.beta else context.initial_weights()
-    reference = Reference(
-        context.model,
-        weights,
-        temperature=context.temperature,
-        max_tokens=context.max_tokens,
-        cache=config.cache,
-    )
-    return Transform(config, reference, context.pass_reward)
+    scored = config.beta > 0 or config.method == "flow_rl"
+    weights = None if hasattr(module, "disable_adapter") or not scored else context.initial_weights()
+    options = {"temperature": context.temperature, "max_tokens": context.max_tokens}
+    reference = Reference(context.model, weights, cache=config.cache, **options)
+    replay = Replay(context.model, config.replay, config.replay_size, seed=context.seed, **options)
+    return Transform(config, reference, replay, context.pass_reward, context.fail_reward)

@@ -226,15 +226,17 @@ def _make_transform(
         return {name: p.detach().to("cpu", copy=True) for name, p in module.named_parameters()}
 
     algorithm = config.algorithm
+    signed = algorithm.reward == "signed"
     passed = algorithm.success_threshold
-    reward = 2 * passed - 1 if algorithm.reward == "signed" else passed
     context = TransformContext(
-        config.mara,
-        policy,
-        initial_weights,
-        algorithm.temperature,
-        reward,
-        config.optimizer.micro_batch_tokens,
+        options=config.mara,
+        model=policy,
+        initial_weights=initial_weights,
+        temperature=algorithm.temperature,
+        pass_reward=2 * passed - 1 if signed else passed,
+        fail_reward=-1.0 if signed else 0.0,
+        max_tokens=config.optimizer.micro_batch_tokens,
+        seed=config.seed,
     )
     return transform(context)
 

@@ -33,6 +33,20 @@ class AlgorithmConfig(Config):
     """Whose mean the loss is: prompts weigh the same (paper), samples do, or tokens do."""
     advantage_norm: Literal["batch", "group", "none"] = "batch"
     """Which standard deviation divides the centred rewards (paper: over the batch)."""
+    baseline: Literal["group", "none"] = "group"
+    """What is subtracted from a reward: the mean of its group (paper), or nothing. With `none`, advantage_norm "none", loss
+    "reinforce" and a KL in the reward the gradient is REINVENT's."""
+    covariance: Literal["none", "kl", "clip"] = "none"
+    """Against falling entropy (arXiv 2505.22617): `kl`, the tokens of largest covariance of log-prob and advantage pay a KL
+    to the generator; `clip`, random ones of large covariance give no gradient."""
+    covariance_fraction: float | None = Field(default=None, gt=0, le=1)
+    """Share of the tokens that `covariance` acts on. None = 2e-3 (kl) or 2e-4 (clip), its paper's."""
+    covariance_kl: float = Field(default=1.0, gt=0)
+    """Coefficient of that KL, per token."""
+    covariance_low: float = 1.0
+    """`clip` draws from the tokens whose covariance is at least this …"""
+    covariance_high: float = 5.0
+    """… and at most this."""
     zero_variance: Literal["drop", "keep"] = "drop"
     """Groups whose rewards are all equal carry no gradient: leave them out of the batch statistics (paper) or not."""
     history_threshold: float | None = Field(default=0.9, gt=0, le=1)
@@ -140,7 +154,9 @@ class RunConfig(Config):
     keep_checkpoints: int = Field(default=2, ge=1)
     """Latest checkpoints kept; older ones are removed."""
     log_samples: int = Field(default=4, ge=0)
-    """Samples written to samples.jsonl per update."""
+    """Groups of each update of which samples are written to samples.jsonl."""
+    samples_per_group: int = Field(default=1, ge=1)
+    """Samples written of each such group, and of each group of an evaluation. Diversity needs several."""
 
 
 class RLConfig(Config):

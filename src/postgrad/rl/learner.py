@@ -27,6 +27,7 @@ class Batch(NamedTuple):
         advantage: float32 [N].
         sample: int64 [T], index into `samples` of each loss token.
         behaviour_logp, weight: float32 [T].
+        penalised: bool [T]; the tokens that pay KL-Cov's KL.
         metrics: what the filters did.
     """
 
@@ -35,15 +36,29 @@ class Batch(NamedTuple):
     sample: Tensor
     behaviour_logp: Tensor
     weight: Tensor
+    penalised: Tensor
     metrics: dict[str, float]
 
 
-def make_batch(groups: Sequence[Group], config: AlgorithmConfig) -> Batch | None:
+def make_batch(
+    groups: Sequence[Group],
+    config: AlgorithmConfig,
+    *,
+    min_deviation: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Batch | None:
     """Filters as the recipe says and computes advantages; None when nothing with a gradient is left.
 
-    Left out: samples without a verdict, truncated ones (`truncated = "exclude"`), groups of fewer than two samples
-    after that, and groups without variance (`zero_variance = "drop"`).
+    Left out: samples without a verdict, truncated ones (`truncated = "exclude"`) and, where the group is the baseline,
+    groups of fewer than two samples after that and groups without variance (`zero_variance = "drop"`).
+
+    Args:
+        groups: with their final rewards.
+        config: of the algorithm.
+        min_deviation: the least that advantages are divided by.
+        generator: of Clip-Cov's draws.
     """
+    compared = config.baseline == "group"
     kept: list[tuple[int, Sample]] = []
     for index, group in enumerate(groups):
         usable = [
@@ -53,14 +68,14 @@ def make_batch(groups: Sequence[Group], config: AlgorithmConfig) -> Batch | None
             and bool(sample.loss_mask.any())
             and not (config.truncated == "exclude" and sample.stop_reason == "length")
         ]
-        if len(usable) > 1:
+        if len(usable) > compared:
             kept += [(index, sample) for sample in usable]
     metrics = {"loss/trained_groups": 0.0, "loss/trained_samples": 0.0, "loss/trained_tokens": 0.0}
     if not kept:
         return None
     group = torch.tensor([index for index, _ in kept])
     reward = torch.tensor([float(sample.reward or 0.0) for _, sample in kept])
-    alive = ops.has_variance(reward, group)
+    alive = ops.has_variance(reward, group) if compared else torch.ones(len(groups), dtype=torch.bool)
     if config.zero_variance == "drop":
         choose = alive[group]
         kept = [pair for pair, chosen in zip(kept, choose.tolist(), strict=True) if chosen]
@@ -68,13 +83,50 @@ def make_batch(groups: Sequence[Group], config: AlgorithmConfig) -> Batch | None
     if not kept or not bool(alive.any()):
         return None
     samples = [sample for _, sample in kept]
-    advantage = ops.advantages(reward, group, config.advantage_norm)
+    importance = torch.tensor([sample.weight for sample in samples])
+    advantage = ops.advantages(
+        reward,
+        group,
+        config.advantage_norm,
+        baseline=config.baseline,
+        weight=importance,
+        min_deviation=min_deviation,
+    )
     sample, behaviour_logp = loss_tokens(samples)
-    weight = ops.token_weights(sample, group, config.aggregation)
+    weight = ops.token_weights(sample, group, config.aggregation) * importance[sample]
+    chosen = covariant_tokens(config, behaviour_logp, advantage[sample], generator)
+    if config.covariance == "clip":
+        weight = weight.masked_fill(chosen, 0.0)
     metrics["loss/trained_groups"] = float(len(torch.unique(group)))
     metrics["loss/trained_samples"] = float(len(samples))
     metrics["loss/trained_tokens"] = float(len(sample))
-    return Batch(samples, advantage, sample, behaviour_logp, weight, metrics)
+    if config.covariance != "none":
+        metrics["loss/covariance_fraction"] = float(chosen.float().mean())
+    penalised = chosen if config.covariance == "kl" else torch.zeros_like(chosen)
+    return Batch(samples, advantage, sample, behaviour_logp, weight, penalised, metrics)
+
+
+def covariant_tokens(
+    config: AlgorithmConfig, behaviour_logp: Tensor, advantage: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    """bool [T]: the tokens that `config.covariance` acts on.
+
+    Chosen by the log-probs that the tokens were sampled with, over the whole batch, before it is split.
+    """
+    match config.covariance:
+        case "kl":
+            return ops.kl_cov(behaviour_logp, advantage, config.covariance_fraction or 2e-3)
+        case "clip":
+            return ops.clip_cov(
+                behaviour_logp,
+                advantage,
+                generator or torch.Generator().manual_seed(0),
+                config.covariance_fraction or 2e-4,
+                config.covariance_low,
+                config.covariance_high,
+            )
+        case "none":
+            return torch.zeros_like(behaviour_logp, dtype=torch.bool)
 
 
 def loss_terms(
@@ -100,8 +152,10 @@ class Learner:
     5e-7 most updates are below the resolution of bf16.
     """
 
-    def __init__(self, model: Model, algorithm: AlgorithmConfig, optimizer: OptimizerConfig) -> None:
-        self.model, self.algorithm, self.config = model, algorithm, optimizer
+    def __init__(
+        self, model: Model, algorithm: AlgorithmConfig, optimizer: OptimizerConfig, seed: int = 0
+    ) -> None:
+        self.model, self.algorithm, self.config, self.seed = model, algorithm, optimizer, seed
         fp32_head(model.module, algorithm.fp32_head)
         model.module.eval()  # no dropout: the ratio compares this policy with the one that generated
         self.parameters = {name: p for name, p in model.module.named_parameters() if p.requires_grad}
@@ -127,13 +181,14 @@ class Learner:
         """The policy's `state_dict` (live tensors)."""
         return self.model.module.state_dict()
 
-    def update(self, groups: Sequence[Group]) -> dict[str, float]:
+    def update(self, groups: Sequence[Group], min_deviation: float = 0.0) -> dict[str, float]:
         """One optimizer step on `groups`. A batch without signal leaves the weights alone and says so.
 
         Raises:
             TrainingError: the gradient is not finite (the weights are still those of before).
         """
-        batch = make_batch(groups, self.algorithm)
+        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.num_updates)
+        batch = make_batch(groups, self.algorithm, min_deviation=min_deviation, generator=generator)
         if batch is None:
             self.num_updates += 1
             return {
@@ -153,8 +208,8 @@ class Learner:
         """Forward and backward over all micro-batches; gradients are left in the parameters."""
         device = self.model.device
         advantage = batch.advantage.to(device)[batch.sample.to(device)]
-        sample, behaviour_logp, weight = (
-            x.to(device) for x in (batch.sample, batch.behaviour_logp, batch.weight)
+        sample, behaviour_logp, weight, penalised = (
+            x.to(device) for x in (batch.sample, batch.behaviour_logp, batch.weight, batch.penalised)
         )
         loss = torch.zeros((), device=device)
         logps, ratios = torch.zeros_like(behaviour_logp), torch.zeros_like(behaviour_logp)
@@ -172,7 +227,11 @@ class Learner:
                 advantage[place],
                 sample[place] - sample[place[0]],
             )
-            row_loss = (weight[place] * terms.term).sum()
+            term = terms.term
+            if self.algorithm.covariance == "kl":
+                distance = (statistics.logp - behaviour_logp[place]).abs()
+                term = term + self.algorithm.covariance_kl * distance * penalised[place]
+            row_loss = (weight[place] * term).sum()
             row_loss.backward()
             loss += row_loss.detach()
             logps[place], entropies[place] = statistics.logp.detach(), statistics.entropy

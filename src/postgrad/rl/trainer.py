@@ -72,7 +72,7 @@ class Trainer:
         self.judge, self.stream, self.held_out, self.transform = judge, stream, held_out, transform
         self.forecaster = forecaster
         self.rollout = Rollout(model, config.length, config.algorithm, config.seed, config.data.instruction)
-        self.learner = Learner(model, config.algorithm, config.optimizer)
+        self.learner = Learner(model, config.algorithm, config.optimizer, config.seed)
         self.scheduler = Scheduler(
             engine, self.rollout, judge, stream.next, config.algorithm, config.schedule, config.engine.slots
         )
@@ -108,13 +108,15 @@ class Trainer:
         judged = time.perf_counter()
         self._remember(groups)
         metrics = self._describe(groups)
+        trained, min_deviation = groups, 0.0
         if self.transform is not None:
             began = time.perf_counter()
-            groups, facts = self.transform(groups)
+            trained, facts = self.transform(groups)
+            min_deviation = self.transform.min_deviation
             metrics |= facts
             metrics["time/transform_s"] = time.perf_counter() - began
         before_update = time.perf_counter()
-        metrics |= self.learner.update(groups)
+        metrics |= self.learner.update(trained, min_deviation)
         updated = time.perf_counter()
         if self.scheduler.updated():
             self.engine.load_weights(self.learner.weights(), self.scheduler.version)
@@ -133,7 +135,7 @@ class Trainer:
             metrics["time/eval_s"] = time.perf_counter() - began
             metrics |= self._forecast(metrics)
         self.run.log(self.step, metrics)
-        self.run.log_samples(self.step, self._rows(groups[: self.config.run.log_samples], "train", 1))
+        self.run.log_samples(self.step, self._rows(groups[: self.config.run.log_samples], "train"))
         if self.step % self.config.run.checkpoint_every == 0 and not last:
             self.checkpoint()
         return True
@@ -144,7 +146,7 @@ class Trainer:
         self.engine.load_weights(self.learner.weights(), self.scheduler.version)
         evaluation = self.evaluate_now()
         self.engine.submit(under_way)
-        self.run.log_samples(self.step, self._rows(evaluation.groups[:_LOGGED_EVALUATION_GROUPS], phase, 1))
+        self.run.log_samples(self.step, self._rows(evaluation.groups[:_LOGGED_EVALUATION_GROUPS], phase))
         return evaluation.metrics
 
     def _forecast(self, metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -252,10 +254,11 @@ class Trainer:
             "compute/train_flops": 6.0 * parameters * self.totals["trained_tokens"],
         }
 
-    def _rows(self, groups: Sequence[Group], phase: str, per_group: int) -> list[dict[str, Any]]:
+    def _rows(self, groups: Sequence[Group], phase: str) -> list[dict[str, Any]]:
+        """Rows of samples.jsonl, with the rewards before any transform."""
         rows: list[dict[str, Any]] = []
         for group in groups:
-            for sample in group.samples[:per_group]:
+            for sample in group.samples[: self.config.run.samples_per_group]:
                 verdict = sample.verdict
                 rows.append(
                     {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,6 +79,21 @@ def make_group(name: str, rewards: list[float | None], seed: int = 0, logp: floa
     return Group(Prompt(id=name, text=name), samples)
 
 
+def context(
+    options: dict[str, object], model: Model, weights: Callable[[], dict[str, torch.Tensor]]
+) -> TransformContext:
+    return TransformContext(
+        options=options,
+        model=model,
+        initial_weights=weights,
+        temperature=1.0,
+        pass_reward=1.0,
+        fail_reward=-1.0,
+        max_tokens=512,
+        seed=0,
+    )
+
+
 def slow_logp(model: Model, sample: Sample, temperature: float = 1.0) -> float:
     """One sample, one forward pass, no packing."""
     tokens = torch.tensor(np.concatenate([sample.prompt_tokens, sample.token_ids]))[None]
@@ -139,8 +156,7 @@ def test_a_lora_policy_needs_no_copy() -> None:
     )
     policy = Model(module=adapted, tokenizer=model.tokenizer, source="lora", revision=None)
     samples = make_group("a", [1.0] * 4).samples
-    context = TransformContext({"beta": 0.1}, policy, _never, 1.0, 1.0, 512)
-    found = transform(context).reference(samples)
+    found = transform(context({"beta": 0.1}, policy, _never)).reference(samples)
     assert found == pytest.approx([slow_logp(before, s) for s in samples], abs=2e-5)
     assert found != pytest.approx([slow_logp(policy, s) for s in samples], abs=1e-3)
 
@@ -154,9 +170,7 @@ def _never() -> dict[str, torch.Tensor]:
 
 def make(beta: float = 0.5, **options: object) -> Transform:
     model = build()
-    return transform(
-        TransformContext({"beta": beta, **options}, model, lambda: parameters(model), 1.0, 1.0, 512)
-    )
+    return transform(context({"beta": beta, **options}, model, lambda: parameters(model)))
 
 
 def by_hand(found: Transform, group: Group, beta: float) -> list[float]:
@@ -248,6 +262,95 @@ def test_pass_at_k_rewards_the_lone_success() -> None:
     assert after.rewards == pytest.approx([0.7071, -0.3536, -0.3536], abs=1e-4)
 
 
+def test_flow_rl_scales_the_reward_and_takes_means_over_tokens() -> None:
+    found = make(0.0, method="flow_rl", coefficient=2.0)
+    group = make_group("a", [1.0, -1.0, -1.0])
+    (after,), metrics = found([group])
+    mean, deviation = -1 / 3, math.sqrt(8) / 3
+    expected = [
+        2 * (float(s.reward or 0) - mean) / deviation
+        - (float(s.behaviour_logp.sum()) - slow_logp(found.reference.model, s)) / int(s.loss_mask.sum())
+        for s in group.samples
+    ]
+    assert after.rewards == pytest.approx(expected, abs=1e-4)
+    assert metrics["mara/reference_needed_fraction"] == 1.0
+
+
+def test_the_diversity_filter_takes_the_reward_of_what_was_seen_too_often_and_remembers() -> None:
+    found = make(0.0, method="diversity_filter", bucket=2, answers="text")
+    group = make_group("a", [1.0, 1.0, 1.0, -1.0, 1.0])
+    for sample, text in zip(group.samples, ["x y", "x  y ", "x y", "x y", "z"], strict=True):
+        sample.text = text
+    (after,), metrics = found([group])
+    assert after.rewards == [1.0, 1.0, -1.0, -1.0, 1.0]
+    assert metrics["mara/filtered_fraction"] == 1 / 5
+    resumed = make(0.0, method="diversity_filter", bucket=2, answers="text")
+    resumed.load_state_dict(json.loads(json.dumps(found.state_dict())))
+    for each in (found, resumed):
+        (after,), metrics = each([group])
+        assert after.rewards == [-1.0, -1.0, -1.0, -1.0, 1.0]
+        assert metrics["mara/filtered_fraction"] == 3 / 5
+
+
+def test_spellings_of_one_answer_are_lifted_by_their_joint_probability() -> None:
+    found, plain = make(0.5, answers="text"), make(0.5)
+    group = make_group("a", [1.0, 1.0, 1.0])
+    for sample, text in zip(group.samples, ["one", "one", "two"], strict=True):
+        sample.text = text
+    ref = [slow_logp(found.reference.model, s) for s in group.samples]
+    joint = float(np.logaddexp(ref[0], ref[1]))
+    best = max(joint, ref[2])
+    old = [float(s.behaviour_logp.sum()) for s in group.samples]
+    expected = [
+        1 + 0.5 * (best - j) - 0.5 * (o - r) for j, o, r in zip([joint, joint, ref[2]], old, ref, strict=True)
+    ]
+    assert found([group])[0][0].rewards == pytest.approx(expected, abs=1e-4)
+    assert plain([group])[0][0].rewards != pytest.approx(expected, abs=1e-2)
+
+
+# -- replay ----------------------------------------------------------------------------------------------------------
+
+
+def test_replayed_answers_join_with_the_policys_log_probs_and_the_mixtures_weights() -> None:
+    found = make(0.5, replay=2)
+    model = found.reference.model
+    first = make_group("a", [1.0, -1.0, 1.0])
+    (unchanged,), metrics = found([first])
+    assert [s.weight for s in unchanged.samples] == [1.0] * 3  # nothing was known yet
+    assert metrics["mara/num_replay_answers"] == 2
+    second = make_group("a", [-1.0, None, 1.0, 1.0], seed=4)
+    second.samples[3].token_ids = first.samples[0].token_ids.copy()
+    second.samples[3].loss_mask = first.samples[0].loss_mask.copy()
+    second.samples[3].behaviour_logp = first.samples[0].behaviour_logp.copy()
+    second.samples[3].policy_version = np.zeros(len(first.samples[0].token_ids), np.int64)
+    (joined,), metrics = found([second])
+    own, added = joined.samples[:4], joined.samples[4:]
+    assert metrics["mara/replayed_fraction"] == 2 / 5
+    assert {s.token_ids.tobytes() for s in added} == {first.samples[i].token_ids.tobytes() for i in (0, 2)}
+    for sample in added:  # both known answers, each once, under the policy as it is
+        assert float(sample.behaviour_logp.sum()) == pytest.approx(slow_logp(model, sample), abs=1e-4)
+    assert own[3].reward is None
+    for sample in (s for s in joined.samples if s.reward is not None):
+        policy = math.exp(float(sample.behaviour_logp.sum()))
+        known = sample.token_ids.tobytes() in {s.token_ids.tobytes() for s in added}
+        expected = policy / ((3 * policy + 2 * known / 2) / 5)
+        assert sample.weight == pytest.approx(expected, rel=1e-3)
+    assert second.samples[0].weight == 1.0  # what came in is as it was
+
+
+def test_replay_survives_a_resume_and_forgets_the_oldest() -> None:
+    found = make(0.5, replay=1, replay_size=2)
+    found([make_group("a", [1.0, 1.0, 1.0])])
+    assert len(found.replay) == 2
+    other = make(0.5, replay=1, replay_size=2)
+    other.load_state_dict(json.loads(json.dumps(found.state_dict())))
+    later = make_group("a", [1.0, -1.0], seed=9)
+    (one,), _ = found([later])
+    (two,), _ = other([later])
+    assert one.rewards == two.rewards
+    assert [s.token_ids.tolist() for s in one.samples] == [s.token_ids.tolist() for s in two.samples]
+
+
 def test_failed_samples_stay_without_reward() -> None:
     (after,), metrics = make()([make_group("a", [None, 1.0, -1.0])])
     assert after.samples[0].reward is None
@@ -287,12 +390,15 @@ def test_a_percentile_says_what_is_good_where_there_is_no_verifier() -> None:
     ("options", "words"),
     [
         ({"beta": 0}, "beta = 0 makes MARA inert"),
-        ({"beta": 0.1, "coefficient": 1.0}, "coefficient is the strength of a rival"),
+        ({"beta": 0.1, "coefficient": 1.0}, "coefficient is the strength of entropy_bonus"),
         ({"beta": 0.1, "method": "entropie"}, "method: Input should be 'mara', 'none'"),
         ({}, "Missing key 'beta'"),
         ({"beta": -1}, "beta: Input should be greater than or equal to 0"),
         ({"beta": 0.1, "tau": 1.0, "percentile": 90}, "tau or percentile, not both"),
         ({"beta": 0.1, "anchor": "stored", "percentile": 90}, "another group's percentile"),
+        ({"beta": 0.1, "method": "flow_rl"}, "flow_rl has its own KL"),
+        ({"beta": 0.1, "anchor": "stored", "answers": "text"}, "joint probability"),
+        ({"beta": 0.1, "method": "entropy_bonus", "replay": 2}, "give replay = 0"),
         ({"beta": 0.1, "bta": 1}, "Unknown key 'bta'"),
     ],
 )

@@ -127,6 +127,101 @@ def test_filters() -> None:
     assert make_batch(groups, AlgorithmConfig(zero_variance="keep")) is None
 
 
+def gradient_of(model: Model) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in model.module.parameters() if p.grad is not None])
+
+
+def test_without_a_baseline_the_gradient_is_reinvents(model: Model) -> None:
+    """The squared loss of REINVENT, (log π_ref + σR − log π_θ)², written out: half its gradient, over σ, is ours."""
+    groups, sigma = make_groups(num_groups=1, size=6), 4.0
+    samples = groups[0].samples
+    logp = plain_logps(model, groups)
+    sample, _ = loss_tokens(samples)
+    sums = torch.zeros(len(samples)).index_add(0, sample, logp)
+    score = torch.tensor([0.1, 0.9, 0.0, 0.4, 0.4, 1.0])
+    ref = sums.detach() + torch.tensor([0.3, -0.2, 0.0, 0.5, -1.0, 0.1])
+    squared = (ref + sigma * score - sums).square().sum()
+    expected = torch.autograd.grad(squared / (2 * sigma) / len(logp), list(model.module.parameters()))
+    total = score + (ref - sums.detach()) / sigma
+    for each, value in zip(samples, total.tolist(), strict=True):
+        each.reward = value
+    algorithm = AlgorithmConfig(loss="reinforce", baseline="none", advantage_norm="none")
+    batch = make_batch(groups, algorithm)
+    assert batch is not None
+    Learner(model, algorithm, OptimizerConfig(micro_batch_tokens=50)).accumulate(batch)
+    torch.testing.assert_close(
+        gradient_of(model), torch.cat([g.flatten() for g in expected]), rtol=1e-3, atol=1e-6
+    )
+
+
+def test_an_importance_weight_of_two_counts_like_two_equal_samples() -> None:
+    algorithm = AlgorithmConfig(aggregation="sample", loss="reinforce")
+    results = []
+    for doubled in (False, True):
+        (group,) = make_groups(num_groups=1, size=4)
+        group.samples[0].reward, group.samples[1].reward = 1.0, -1.0
+        if doubled:
+            group.samples.append(group.samples[0])
+        else:
+            group.samples[0].weight = 2.0
+        batch = make_batch([group], algorithm)
+        assert batch is not None
+        model = build()
+        Learner(model, algorithm, OptimizerConfig()).accumulate(batch)
+        results.append((batch.advantage[:4], gradient_of(model) * len(group.samples)))
+    for weighted, repeated in zip(*results, strict=True):
+        torch.testing.assert_close(weighted, repeated, rtol=1e-4, atol=1e-5)
+
+
+def test_noise_is_not_scaled_up_beyond_the_least_deviation() -> None:
+    (group,) = make_groups(num_groups=1, size=4)
+    for sample, reward in zip(group.samples, [1.01, 0.99, 1.01, 0.99], strict=True):
+        sample.reward = reward
+    for least, expected in ((0.0, 1.0), (0.005, 1.0), (0.1, 0.1)):
+        batch = make_batch([group], AlgorithmConfig(), min_deviation=least)
+        assert batch is not None
+        assert batch.advantage.abs().tolist() == pytest.approx([expected] * 4, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["kl", "clip"])
+def test_covariance_acts_on_chosen_tokens_alone_and_splitting_cannot_change_it(kind: str) -> None:
+    plain = AlgorithmConfig(loss="reinforce")
+    chosen = plain.model_copy(
+        update={
+            "covariance": kind,
+            "covariance_fraction": 0.2,
+            "covariance_low": 0.01,
+            "covariance_high": 9.0,
+        }
+    )
+    gradients = []
+    for max_tokens in (17, 10_000):
+        batch = make_batch(make_groups(), chosen, generator=torch.Generator().manual_seed(1))
+        assert batch is not None
+        model = build()
+        Learner(model, chosen, OptimizerConfig(micro_batch_tokens=max_tokens)).accumulate(batch)
+        gradients.append(gradient_of(model))
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+
+    model, groups = build(), make_groups()
+    batch, without = (
+        make_batch(groups, chosen, generator=torch.Generator().manual_seed(1)),
+        make_batch(groups, plain),
+    )
+    assert batch is not None
+    assert without is not None
+    logp = plain_logps(model, groups)
+    terms = -batch.advantage[batch.sample] * logp
+    if kind == "kl":
+        assert 0 < int(batch.penalised.sum()) == int(0.2 * len(logp))
+        assert torch.equal(batch.weight, without.weight)
+        terms = terms + (logp - batch.behaviour_logp).abs() * batch.penalised
+    else:
+        assert 0 < int((batch.weight == 0).sum()) <= int(0.2 * len(logp))
+    (batch.weight * terms).sum().backward()
+    torch.testing.assert_close(gradient_of(model), gradients[0], rtol=1e-3, atol=1e-5)
+
+
 def test_a_batch_without_signal_changes_nothing_but_counts(model: Model) -> None:
     groups = make_groups()
     for group in groups:

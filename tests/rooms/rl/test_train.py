@@ -273,6 +273,16 @@ def test_held_out_prompts_are_never_trained_on(tmp_path: Path) -> None:
     assert not trained & held_out
 
 
+def test_whole_groups_can_be_logged(tmp_path: Path) -> None:
+    run = train(
+        config=config(tmp_path, steps=1, **{"run.log_samples": 2, "run.samples_per_group": 3}),
+        out=tmp_path / "run",
+        quiet=True,
+    )
+    rows = [row["prompt_id"] for row in run.samples() if row["phase"] == "train"]
+    assert [rows.count(name) for name in dict.fromkeys(rows)] == [3, 3]
+
+
 def test_bad_input_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     cases: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"algorithm.prompts_per_batch": 500}, DataError, "fewer than algorithm.prompts_per_batch = 500"),
