@@ -3,8 +3,8 @@
 The reference is the policy before training. Its weights lie in host memory and take the place of the policy's for one forward
 pass; a LoRA policy needs not even these, its adapter is switched off. What was scored once is remembered by its tokens.
 
-Passes go over rows of at most `max_tokens` (`core.models.packing`: each prompt once, no padding), which bounds the logits to
-max_tokens × vocabulary; log-probs are fp32, their sums fp64.
+Passes go over rows of at most `max_tokens` (`core.models.packing`: each prompt once, no padding), and through a large
+vocabulary in chunks, so that all logits are never there at once; log-probs are fp32, their sums fp64.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from postgrad.core.models.model import Model
-from postgrad.core.models.packing import row_logps, rows
+from postgrad.core.models.packing import row_scores, rows
 from postgrad.core.types import Sample
 
 
@@ -31,9 +31,8 @@ def completion_logps(
     """
     lengths = [int(sample.loss_mask.sum()) for sample in samples]
     logps = torch.empty(sum(lengths))
-    with torch.no_grad():
-        for row in rows(samples, max_tokens):
-            logps[row.place] = row_logps(model, row, temperature).logp.float().cpu()
+    for row in rows(samples, max_tokens):
+        logps[row.place] = row_scores(model, row, temperature).float().cpu()
     return list(logps.split(lengths))
 
 

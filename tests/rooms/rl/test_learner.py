@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.rooms.rl.conftest import CONFIGS, build, make_groups
+from tests.rooms.rl.conftest import BASE, CONFIGS, Tokenizer, build, make_groups
 
 from postgrad.core.errors import TrainingError
+from postgrad.core.models import fp32_head, head, packing
 from postgrad.core.models.model import Model
 from postgrad.core.models.packing import loss_tokens, row_logps, rows
 from postgrad.core.types import Group
@@ -46,6 +47,53 @@ def test_packed_rows_give_each_samples_own_logps(name: str, max_tokens: int) -> 
         assert num_inputs == sum(
             len(g.samples[0].prompt_tokens) + sum(s.num_tokens - 1 for s in g.samples) for g in groups
         )
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "granite"])
+@pytest.mark.parametrize("fp32", [False, True])
+def test_a_large_vocabulary_in_chunks_gives_the_same_log_probs(
+    name: str, fp32: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM, GraniteConfig
+
+    if name == "granite":
+        module = AutoModelForCausalLM.from_config(GraniteConfig(**BASE, logits_scaling=3.0)).eval()
+        model = Model(module=module, tokenizer=Tokenizer(), source="test", revision=None)  # type: ignore[arg-type]
+    else:
+        model = build(name)
+    fp32_head(model.module, fp32)
+    samples = [sample for group in make_groups() for sample in group.samples]
+    expected = {row.place: row_logps(model, row, 0.8).logp.detach() for row in rows(samples, 40)}
+    monkeypatch.setattr(packing, "VOCABULARY_CHUNK", 7)
+    assert head.has_plain_logits(model.module)
+    for place, logp in expected.items():
+        row = next(row for row in rows(samples, 40) if torch.equal(row.place, place))
+        torch.testing.assert_close(packing.row_scores(model, row, 0.8), logp, rtol=1e-4, atol=1e-5)
+    assert head.has_fp32_head(model.module) == fp32  # what was lent is back
+    keep, inverse, target = packing._predictions(model, row)
+    with head.captured_hidden(model.module) as hidden:
+        assert packing._forward(model, row, keep).shape[-1] == 0  # no logits at all
+    small = head.chosen_logps(model.module, hidden[0][0], inverse, target, 0.8, chunk=5)
+    whole = head.chosen_logps(model.module, hidden[0][0], inverse, target, 0.8, chunk=10_000)
+    torch.testing.assert_close(small, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_a_head_that_does_more_is_not_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that shifts its logits by itself: noticed, and scored the plain way."""
+    model = build()
+    real = model.module.forward
+
+    def shifted(*args: object, **kwargs: object) -> object:
+        found = real(*args, **kwargs)
+        if found.logits.shape[-1]:
+            found.logits = found.logits + torch.arange(found.logits.shape[-1])
+        return found
+
+    monkeypatch.setattr(model.module, "forward", shifted)
+    monkeypatch.setattr(packing, "VOCABULARY_CHUNK", 7)
+    (row,) = rows(make_groups(num_groups=1)[0].samples, 1000)
+    assert not head.has_plain_logits(model.module)
+    assert torch.equal(packing.row_scores(model, row), row_logps(model, row).logp)
 
 
 def test_entropy_is_that_of_the_predicting_distribution(model: Model) -> None:

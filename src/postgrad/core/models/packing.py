@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from postgrad.core.models.head import VOCABULARY_CHUNK, captured_hidden, chosen_logps, has_plain_logits
 from postgrad.core.models.masks import additive_mask, attention_layout
 from postgrad.core.models.model import Model
 from postgrad.core.types import Sample
@@ -118,8 +119,38 @@ class TokenStatistics(NamedTuple):
 
 def row_logps(model: Model, row: Row, temperature: float = 1.0) -> TokenStatistics:
     """Log-probs of a row's targets under the model at `temperature`; logits are computed where they are needed only."""
+    keep, inverse, target = _predictions(model, row)
+    logits = _forward(model, row, keep)
+    logps = (logits.float() / temperature).log_softmax(-1)
+    entropy = -(logps.detach().exp() * logps.detach()).sum(-1)
+    return TokenStatistics(logps[inverse, target], entropy[inverse])
+
+
+@torch.no_grad()
+def row_scores(model: Model, row: Row, temperature: float = 1.0) -> Tensor:
+    """The log-probs of `row_logps`, float32 [T], without gradient: a large vocabulary is gone through in chunks."""
+    module = model.module
+    if module.config.get_text_config().vocab_size <= VOCABULARY_CHUNK or not has_plain_logits(module):
+        return row_logps(model, row, temperature).logp
+    keep, inverse, target = _predictions(model, row)
+    with captured_hidden(module) as hidden:
+        _forward(model, row, keep)
+    return chosen_logps(module, hidden[0][0], inverse, target, temperature)
+
+
+def _predictions(model: Model, row: Row) -> tuple[Tensor, Tensor, Tensor]:
+    """(positions whose logits are needed [K], which of them predicts each target [T], the targets [T])."""
+    unique = cast("Callable[..., tuple[Tensor, Tensor]]", torch.unique)  # pyright: ignore[reportUnknownMemberType]
+    keep, inverse = unique(row.source.to(model.device), return_inverse=True)
+    return keep, inverse, row.target.to(model.device)
+
+
+def _forward(model: Model, row: Row, keep: Tensor) -> Tensor:
+    """Logits [K, V] at the positions `keep`."""
     device = model.device
-    token, position, segment, prompt, source, target = (part.to(device) for part in row[:-1])
+    token, position, segment, prompt = (
+        part.to(device) for part in (row.token, row.position, row.segment, row.prompt)
+    )
     distance = position[:, None] - position[None]
     own = segment[:, None] == segment[None]
     seen = (own & (distance >= 0)) | (segment[None] == prompt[:, None])
@@ -130,18 +161,13 @@ def row_logps(model: Model, row: Row, temperature: float = 1.0) -> TokenStatisti
         distance[None, None],
         _activation_dtype(model),
     )
-    unique = cast("Callable[..., tuple[Tensor, Tensor]]", torch.unique)  # pyright: ignore[reportUnknownMemberType]
-    keep, inverse = unique(source, return_inverse=True)
-    logits = model.module(
+    return model.module(
         input_ids=token[None],
         position_ids=position[None],
         attention_mask=mask,
         use_cache=False,
         logits_to_keep=keep,
     ).logits[0]
-    logps = (logits.float() / temperature).log_softmax(-1)
-    entropy = -(logps.detach().exp() * logps.detach()).sum(-1)
-    return TokenStatistics(logps[inverse, target], entropy[inverse])
 
 
 def _activation_dtype(model: Model) -> torch.dtype:

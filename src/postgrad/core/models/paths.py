@@ -62,7 +62,7 @@ def locate(
         )
     if path.is_dir():
         path = _within_run(path)
-    elif _looks_local(str(path_or_name)):
+    elif looks_local(str(path_or_name)):
         raise ModelError(f"There is no model directory {path}.{_sibling_hint(path)}")
     else:
         path, commit = _from_hub(str(path_or_name), revision, trust_remote_code=trust_remote_code)
@@ -83,7 +83,7 @@ def _within_run(path: Path) -> Path:
     return path
 
 
-def _looks_local(name: str) -> bool:
+def looks_local(name: str) -> bool:
     """Whether `name` can only be meant as a path: hub names are NAME or OWNER/NAME."""
     return name.startswith((".", "~", os.sep)) or name.count("/") > 1 or "\\" in name or name.endswith("/")
 
