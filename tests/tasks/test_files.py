@@ -94,7 +94,7 @@ def test_chats_are_kept_as_messages(tmp_path: Path) -> None:
 def test_gsm8k_answers_are_the_part_after_the_marks(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", json.dumps({"prompt": "q", "answer": "4 * 18 = 72\n#### 72"}))
     mine = task(path)
-    assert mine.demonstration(mine.prompts()[0]) == "72"
+    assert mine.demonstrations(mine.prompts()[0]) == ["72"]
     assert mine.verifier()(mine.prompts()[0], "<answer>72.0</answer>") == 1.0
     (kept,) = task(path, reward=f"{REWARDS}:obey").prompts()
     assert kept.answer == "4 * 18 = 72\n#### 72"

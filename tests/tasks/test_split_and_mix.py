@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from postgrad.core.errors import ConfigError, DataError
 from postgrad.core.types import Prompt
-from postgrad.tasks import PromptStream, by_task, is_held_out, split
+from postgrad.tasks import DataConfig, PromptStream, by_task, is_held_out, split
 from postgrad.tasks.split import prompt_id
 
 TEXTS = st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=60)
@@ -101,6 +101,17 @@ def test_duplicates_are_counted_and_the_first_is_kept() -> None:
 def test_drawings_that_differ_in_blanks_are_both_kept() -> None:
     prompts = [prompt("#  #"), prompt("# #"), *(prompt(f"q{number}") for number in range(30))]
     assert split(prompts, 0.3).num_duplicates == 0
+
+
+@pytest.mark.parametrize("count", [1, 30])
+def test_a_fraction_of_zero_holds_nothing_out_and_both_sides_are_the_prompts(count: int) -> None:
+    prompts = [prompt(f"q{number}") for number in range(count)]
+    train, held_out, num_duplicates = split([*prompts, prompts[0]], 0.0)
+    assert train == held_out == prompts
+    assert train is not held_out
+    assert num_duplicates == 1
+    assert DataConfig(holdout_fraction=0).holdout_fraction == 0
+    assert not any(is_held_out(one, 0.0) for one in prompts)
 
 
 @pytest.mark.parametrize(("fraction", "advice"), [(1e-9, "raise"), (1 - 1e-9, "lower")])

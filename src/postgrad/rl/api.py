@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,20 +60,35 @@ def read_data(config: RLConfig) -> Data:
 def _demonstrations(
     config: RLConfig, tasks: Sequence[ReasoningTask | FileTask], training: Sequence[Prompt]
 ) -> list[tuple[str, str]]:
-    """(prompt text, answer) for the warm start; a share of the answers belongs to another prompt of the same task."""
+    """(prompt text, answer) for the warm start; a share of the answers belongs to another prompt of the same task.
+
+    One answer of each prompt, then a second one of those that have it, and so on up to the number asked for.
+    """
     options = config.model.embedded
-    demonstrate = {task.name: task.demonstration for task in tasks}
+    demonstrate = {task.name: task.demonstrations for task in tasks}
     rng = random.Random(options.seed)
+    chosen = choose_prompts(training, options.demonstrations)
+    answers = {prompt.id: demonstrate[prompt.task](prompt) for prompt in chosen}
+    pairs: dict[str, list[tuple[Prompt, str]]] = {task: [] for task in by_task(chosen)}
+    for prompt, answer in islice(_in_rounds(chosen, answers), options.demonstrations):
+        pairs[prompt.task].append((prompt, answer))
     demonstrations: list[tuple[str, str]] = []
-    for prompts in by_task(choose_prompts(training, options.demonstrations)).values():
-        answers = [demonstrate[prompt.task](prompt) for prompt in prompts]
-        known = [answer for answer in answers if answer is not None]
-        for prompt, answer in zip(prompts, answers, strict=True):
-            if answer is not None:
-                wrong = rng.random() < options.wrong_fraction
-                text = plain_text(prompt, config.data.instruction).removesuffix("\n")
-                demonstrations.append((text, rng.choice(known) if wrong else answer))
+    for of_task in pairs.values():
+        for prompt, answer in of_task:
+            wrong = rng.random() < options.wrong_fraction
+            text = plain_text(prompt, config.data.instruction).removesuffix("\n")
+            demonstrations.append((text, rng.choice(of_task)[1] if wrong else answer))
     return demonstrations
+
+
+def _in_rounds(
+    prompts: Sequence[Prompt], answers: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[Prompt, str]]:
+    """(prompt, answer): the first answer of every prompt, then the second ones."""
+    position = 0
+    while prompts := [prompt for prompt in prompts if len(answers[prompt.id]) > position]:
+        yield from ((prompt, answers[prompt.id][position]) for prompt in prompts)
+        position += 1
 
 
 def load_model(config: RLConfig, data: Data, progress: Progress | None = None) -> Model:
@@ -263,9 +279,11 @@ def _prepare(policy: Model, config: RLConfig, data: Data, note: Note) -> _Parts:
     weights = {task.name: task.weight for task in config.data.tasks}
     stream = PromptStream(by_task(training), weights, config.seed)
     engine = make_engine(policy, config, max(longest, longest_held_out))
+    evaluated = f"{len(held_out):,} of {len(data.split.held_out):,} held-out prompts for evaluation"
+    if not config.data.holdout_fraction:
+        evaluated = f"nothing held out: {len(held_out):,} of them for evaluation"
     note(
-        f"{policy.num_parameters:,} parameters on {policy.device}; {len(training):,} training prompts, "
-        f"{len(held_out):,} of {len(data.split.held_out):,} held-out prompts for evaluation"
+        f"{policy.num_parameters:,} parameters on {policy.device}; {len(training):,} training prompts, {evaluated}"
     )
     return _Parts(engine, stream, held_out)
 

@@ -17,7 +17,8 @@ class TaskConfig(Config):
     dataset: str | None = None
     """reasoning-gym data set, where it is not the name: so one data set can be in the mix twice, easy and hard."""
     path: str | None = None
-    """JSONL, JSON, CSV or Parquet file, a directory saved by `datasets`, or a hub data set name with prompt and answer."""
+    """JSONL, JSON, CSV or Parquet file, a directory saved by `datasets`, or a hub data set name with prompt and answer. Or
+    a function that gives such rows, `module:function` or `file.py:function`, called with size, seed and `options`."""
     reward: str | None = None
     """`module:function` or `path/to/file.py:function`, called as reward(prompt, completion) -> float. Default: the data
     set's own verifier (reasoning-gym), or math-verify against the answer (files)."""
@@ -29,7 +30,7 @@ class TaskConfig(Config):
     weight: float = Field(default=1.0, gt=0)
     """Share of this task in the prompt stream, relative to the other tasks."""
     seed: int = 0
-    """Seed of the reasoning-gym generator."""
+    """Seed of the reasoning-gym generator, or of the function in `path`."""
     partial_credit: bool = False
     """Use reasoning-gym's fractional scores. Off: 1 for a score of exactly 1.0, else 0 (its scorers give partial
     credit to substrings)."""
@@ -46,8 +47,9 @@ class DataConfig(Config):
 
     tasks: tuple[TaskConfig, ...] = ()
     """The sources, mixed by weight."""
-    holdout_fraction: float = Field(default=0.1, gt=0, lt=1)
-    """Share of prompts kept for evaluation, chosen by a hash of their content: never trained on, in any run."""
+    holdout_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Share of prompts kept for evaluation, chosen by a hash of their content: never trained on, in any run. 0 = nothing is
+    held out and evaluation draws on the training prompts, for sampling without a question: it has one prompt."""
     verify_workers: int = Field(default=1, ge=1)
     """Worker processes that run verifiers."""
     verify_timeout_s: float = Field(default=5.0, gt=0)

@@ -1,4 +1,4 @@
-"""Tasks from files and from `datasets` sources: a column of prompts and a column of answers."""
+"""Tasks from files, from `datasets` sources and from functions: a column of prompts and a column of answers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from postgrad.tasks.split import prompt_id
 
 
 class FileTask:
-    """Prompts and answers from a file (JSONL, JSON, CSV, Parquet) or a `datasets` source, as a Task.
+    """Prompts and answers from a file (JSONL, JSON, CSV, Parquet), a `datasets` source or a function, as a Task.
 
     The prompt column holds text, or a chat as a list of `{"role", "content"}` that does not end with the
     assistant. Without a reward of your own the answer column is required, and `MathVerifier` judges; of an
     answer in the GSM8K convention the part after `####` is kept. With one, the answer is optional and kept as
     it is, and the other columns are the prompt's metadata (values that JSON does not know, as text).
 
-    Rows that ask the same have the same id (`postgrad.tasks.split` drops all but the first).
+    Rows that ask the same have the same id (`postgrad.tasks.split` drops all but the first) and are several demonstrations.
 
     Args:
         config: `path` is required; `size` rows are read at most.
@@ -42,6 +42,7 @@ class FileTask:
         self._path = config.path
         self._verifier: Verifier = load_function(config.reward) if config.reward else MathVerifier()
         self._prompts: tuple[Prompt, ...] | None = None
+        self._answers: dict[str, list[str]] = {}
 
     @property
     def name(self) -> str:
@@ -56,10 +57,13 @@ class FileTask:
         """
         if self._prompts is None:
             config = self._config
-            rows = read_rows(self._path, config.split, config.size, config.options)
+            rows = read_rows(self._path, config.split, config.size, config.options, config.seed)
             prompts = tuple(self._prompt(place, row) for place, row in rows)
             if not prompts:
                 raise DataError(f"{self._path} is empty: it holds no prompt.")
+            for prompt in prompts:
+                if prompt.answer:
+                    self._answers.setdefault(prompt.id, []).append(prompt.answer)
             self._prompts = prompts
         return self._prompts
 
@@ -90,9 +94,9 @@ class FileTask:
     def verifier(self) -> Verifier:
         return self._verifier
 
-    def demonstration(self, prompt: Prompt) -> str | None:
-        """The reference answer, for supervised warm-start; None where the file has none."""
-        return prompt.answer or None
+    def demonstrations(self, prompt: Prompt) -> Sequence[str]:
+        """The reference answers of all rows that ask the same, in order, for supervised warm-start."""
+        return self._answers.get(prompt.id, [])
 
 
 def _cell(row: Mapping[str, Any], column: str, noun: str, place: str) -> Any:

@@ -1,16 +1,19 @@
-"""Rows of JSONL, JSON, CSV and Parquet files and of `datasets` sources, each with its place."""
+"""Rows of JSONL, JSON, CSV and Parquet files, of `datasets` sources and of functions, each with its place."""
 
 from __future__ import annotations
 
 import csv
+import inspect
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from postgrad.core.errors import ConfigError, DataError, nearest
+from postgrad.core.errors import ConfigError, DataError, PostgradError, nearest
 from postgrad.tasks.extras import require
+from postgrad.tasks.function import load_callable
 
 Row = tuple[str, dict[str, Any]]
 """Where the row stands (`file.jsonl:12`, `name row 3`) and its columns."""
@@ -19,24 +22,33 @@ HUB_OPTIONS = ("name", "revision", "data_dir", "data_files")
 """Options that are passed on to `datasets.load_dataset`."""
 
 _MAX_CSV_FIELD_CHARACTERS = 2**27
+_FUNCTION = re.compile(r"[^:]+:[A-Za-z_]\w*")
 
 
-def read_rows(source: str, split: str, limit: int, options: Mapping[str, Any]) -> Iterator[Row]:
+def read_rows(
+    source: str, split: str, limit: int, options: Mapping[str, Any], seed: int = 0
+) -> Iterator[Row]:
     """At most `limit` rows of `source`.
 
     Args:
         source: a file ending in .jsonl, .ndjson, .json, .csv or .parquet; a directory saved by
-            `Dataset.save_to_disk`, or one that `datasets.load_dataset` reads; or a hub data set name.
+            `Dataset.save_to_disk`, or one that `datasets.load_dataset` reads; a hub data set name; or a function as
+            `module:function` or `file.py:function`, called as function(size=limit, seed=seed, **options).
         split: of a `datasets` source.
         limit: most rows that are read.
-        options: `HUB_OPTIONS`, for `datasets` sources only.
+        options: `HUB_OPTIONS` of a `datasets` source, or those of the function.
+        seed: of a function.
 
     Raises:
-        DataError: nothing there, or not what its ending says; names file and line.
+        DataError: nothing there, or not what its ending says; names file and line. Or a function that fails.
         ConfigError: an option that the source does not have.
+        TaskError: a function that cannot be imported.
         MissingExtraError: Parquet or `datasets` without the extra `data`.
     """
     path = Path(source).expanduser()
+    if _FUNCTION.fullmatch(source) and not path.exists():
+        function = load_callable(source, "Source", "--data.tasks.path my_prompts:rows")
+        return islice(_function(source, function, {"size": limit, "seed": seed}, options), limit)
     readers = {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
     reader = None if path.is_dir() else readers.get(path.suffix.lower())
     if reader is None:
@@ -138,6 +150,37 @@ def _parquet(path: Path) -> Iterator[Row]:
                     yield f"{path} row {number}", row
     except arrow_error as error:
         raise DataError(f"{path}: not a readable Parquet file ({error}).") from None
+
+
+def _function(
+    source: str, function: Callable[..., Any], given: Mapping[str, int], options: Mapping[str, Any]
+) -> Iterator[Row]:
+    clash = sorted(given.keys() & options.keys())
+    if clash:
+        raise ConfigError(f"{source}: {clash[0]} is an option of the task itself; leave it out of options.")
+    try:
+        inspect.signature(function).bind(**given, **options)
+    except (TypeError, ValueError) as error:
+        call = ", ".join(f"{key}={value!r}" for key, value in {**given, **options}.items())
+        raise ConfigError(f"Source {source!r} is called as function({call}): {error}.") from None
+    number = 0
+    try:
+        found: object = function(**given, **options)
+        if not isinstance(found, Iterable):
+            raise DataError(
+                f"{source} gave a {type(found).__name__}; a source gives rows such as "
+                '{"prompt": "2 + 2?", "answer": "4"}.'
+            )
+        for number, row in enumerate(found, start=1):
+            if not isinstance(row, Mapping):
+                raise DataError(
+                    f"{source} row {number}: expected columns by name, found a {type(row).__name__}."
+                )
+            yield f"{source} row {number}", dict(row)
+    except PostgradError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        raise DataError(f"{source} failed after row {number}: {type(error).__name__}: {error}") from error
 
 
 def _datasets(source: str, path: Path, split: str, options: Mapping[str, Any]) -> Iterator[Row]:

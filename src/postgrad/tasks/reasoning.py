@@ -192,9 +192,9 @@ class ReasoningTask:
     def verifier(self) -> Verifier:
         return self._verifier
 
-    def demonstration(self, prompt: Prompt) -> str | None:
-        """The reference answer, for supervised warm-start; None for data sets without one."""
-        return prompt.answer or None
+    def demonstrations(self, prompt: Prompt) -> Sequence[str]:
+        """The reference answer, for supervised warm-start; nothing for data sets without one."""
+        return [prompt.answer] if prompt.answer else []
 
 
 class ReasoningVerifier:

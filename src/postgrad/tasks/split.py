@@ -16,11 +16,11 @@ from postgrad.core.types import Prompt
 
 
 class Split(NamedTuple):
-    """Two disjoint sides, each in the order of the input.
+    """Two sides, each in the order of the input; disjoint unless the fraction was 0.
 
     Attributes:
         train: prompts to train on.
-        held_out: prompts kept for evaluation.
+        held_out: prompts kept for evaluation; those of `train` where nothing is held out.
         num_duplicates: prompts left out because an earlier one says the same.
     """
 
@@ -58,7 +58,7 @@ def is_held_out(prompt: Prompt, fraction: float) -> bool:
 
     Args:
         prompt: hashed without any instruction put before it: split first, add instructions afterwards.
-        fraction: expected share of held-out prompts, in (0, 1).
+        fraction: expected share of held-out prompts, in [0, 1).
     """
     text = " ".join(prompt_key(prompt).split())
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, person=b"postgrad-holdout")
@@ -71,6 +71,9 @@ def split(prompts: Sequence[Prompt], fraction: float) -> Split:
     Prompts that differ only in white space are both kept (a drawing made of characters may mean something
     else), but always land on the same side.
 
+    With a fraction of 0 nothing is held out: all prompts are on both sides, and an evaluation tells what was learned, not what
+    it is worth on new prompts. It is for sampling without a question (molecules), where one prompt is all there is.
+
     Raises:
         DataError: one side is empty.
     """
@@ -81,7 +84,7 @@ def split(prompts: Sequence[Prompt], fraction: float) -> Split:
         if key not in seen:
             seen.add(key)
             sides[is_held_out(prompt, fraction)].append(prompt)
-    train, held_out = sides
+    train, held_out = sides if fraction else (sides[0], list(sides[0]))
     if not train or not held_out:
         empty = "to train on" if not train else "held out for evaluation"
         raise DataError(
