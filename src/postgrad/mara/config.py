@@ -59,8 +59,11 @@ class MaraConfig(Config):
     """Advantages are not divided by less than beta times this, in nats: where all samples are good, what is left of their
     differences is noise. 0 = always to unit deviation."""
     replay: int = Field(default=0, ge=0)
-    """Good answers seen before that join each group, importance-weighted, so that rare ones do not starve. Prompts must
-    come up again for it; a quarter of the group is a good number."""
+    """Good answers seen before that join each group, so that rare ones do not starve. Prompts must come up again for it; a
+    quarter of the group is a good number."""
+    replay_power: float = Field(default=0.0, ge=0, le=1)
+    """Of the importance weights of a group with replayed answers: 1 = it counts as drawn from the policy, which lifts rare
+    answers no more than before, only with less noise; 0 = all alike, the same optimum and the shortest way."""
     replay_size: int = Field(default=64, ge=1)
     """Good answers remembered per prompt; the one not seen for longest is forgotten first."""
     cache: int = Field(default=200_000, ge=0)

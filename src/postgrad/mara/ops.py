@@ -207,6 +207,7 @@ def centre_and_scale(
     total: Float[Tensor, "P G"],
     norm: Normalisation = "group",
     weights: Float[Tensor, "P G"] | None = None,
+    min_deviation: float | Float[Tensor, " P"] = 0.0,
 ) -> Float[Tensor, "P G"]:
     """Advantages (total − its group's mean) / standard deviation of the centred totals.
 
@@ -218,6 +219,7 @@ def centre_and_scale(
         total: [P, G].
         norm: the population deviation is over the prompt's own `group`, over the whole `batch`, or 1 (`none`).
         weights: importance weights [P, G] ≥ 0 of the mean and the deviation; the denominators are their sums.
+        min_deviation: the least denominator: where totals are nearly equal, what is left of their differences is noise.
 
     A deviation below 1e-6 of the largest |total| (or of 1) is rounding error and gives advantages of 0.
 
@@ -237,7 +239,8 @@ def centre_and_scale(
         size = total.abs().amax()
     deviation = variance.sqrt()
     floor = 1e-6 * size.clamp(min=1.0)
-    return torch.where(deviation <= floor, 0.0, centred / deviation.clamp(min=1e-30))
+    least = _per_prompt(min_deviation, total).clamp(min=1e-30)
+    return torch.where(deviation <= floor, 0.0, centred / torch.maximum(deviation, least))
 
 
 # -- rivals: rewards -------------------------------------------------------------------------------------------------

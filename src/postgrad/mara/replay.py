@@ -1,8 +1,10 @@
 """Replay of good answers: those that a prompt had before join its next groups, so that rare ones do not starve.
 
 The gradient of an answer is proportional to its own probability: one that is hardly ever sampled is lost before it can be
-lifted. A few of each group's samples are therefore drawn evenly from the good answers seen so far, and all samples of the
-group are weighted by `ops.replay_weights`, which makes the group count as one drawn from the policy.
+lifted. A few of each group's samples are therefore drawn evenly from the good answers seen so far, and the samples of the
+group are weighted by powers of `ops.replay_weights`. Power 1 makes the group count as one drawn from the policy: less
+variance, but the rare answer's expected gradient is as small as before. Power 0 weighs all alike. The fixed point is
+the same for every power, because at MARA's optimum the total is equal for all answers, however drawn.
 Departure from the paper, which has no such thing; measured in `benchmarks/mara_tabular.py` and `mara_many_answers.py`.
 """
 
@@ -40,14 +42,23 @@ class Replay:
         model: the policy, whose weights are those of the coming update.
         count: samples added to each group of a prompt with good answers; 0 = does nothing.
         size: answers remembered per prompt.
+        power: of the importance weights, 0 to 1.
         temperature, max_tokens: of the log-probs, as for the reference.
         seed: of the draws, with the prompt's id and the number of earlier draws.
     """
 
     def __init__(
-        self, model: Model, count: int, size: int, *, temperature: float, max_tokens: int, seed: int
+        self,
+        model: Model,
+        count: int,
+        size: int,
+        power: float,
+        *,
+        temperature: float,
+        max_tokens: int,
+        seed: int,
     ) -> None:
-        self.model, self.count, self.size = model, count, size
+        self.model, self.count, self.size, self.power = model, count, size, power
         self.temperature, self.max_tokens, self.seed = temperature, max_tokens, seed
         self._memory: dict[str, _Memory] = {}
 
@@ -121,7 +132,7 @@ class Replay:
         samples = [*own, *added]
         logps = torch.tensor([[sum_logp(sample) for sample in samples]], dtype=torch.float64)
         known = torch.tensor([[tuple(sample.token_ids.tolist()) in answers for sample in samples]])
-        weights = replay_weights(logps, known, torch.tensor([len(answers)]), len(added))
+        weights = replay_weights(logps, known, torch.tensor([len(answers)]), len(added)) ** self.power
         for sample, weight in zip(samples, weights[0].tolist(), strict=True):
             sample.weight = weight
         return Group(group.prompt, [*own, *rest, *added])

@@ -319,5 +319,6 @@ def transform(context: TransformContext) -> Transform:
     weights = None if hasattr(module, "disable_adapter") or not scored else context.initial_weights()
     options = {"temperature": context.temperature, "max_tokens": context.max_tokens}
     reference = Reference(context.model, weights, cache=config.cache, **options)
-    replay = Replay(context.model, config.replay, config.replay_size, seed=context.seed, **options)
+    memory = (config.replay, config.replay_size, config.replay_power)
+    replay = Replay(context.model, *memory, seed=context.seed, **options)
     return Transform(config, reference, replay, context.pass_reward, context.fail_reward)

@@ -38,6 +38,7 @@ class Settings:
         placement: where the KL is (see the module).
         deviation: what divides the advantage: nothing, the deviation of R̃ alone, or that of the total reward (the last
             one only with `k1_reward`: elsewhere R̃ is all that is centred).
+        min_deviation: the deviation of the total is at least β times this, in nats.
         leave_one_out: centre each R̃ by the mean of the *other* samples: G/(G − 1) times what centring by all of them
             gives. With the KL in the loss and no deviation this alone moves the optimum, whose β is G/(G − 1) times too
             large otherwise. Not together with a deviation (which undoes it) or with the remedies.
@@ -58,6 +59,7 @@ class Settings:
 
     placement: Placement = "k1_reward"
     deviation: Deviation = "total"
+    min_deviation: float = 0.0
     leave_one_out: bool = False
     augment: bool = True
     tau: float = 1.0
@@ -223,12 +225,13 @@ def coefficients(
     >>> coefficients(torch.tensor([[1.0, 0.0]]), -1 * one, -2 * one, one, torch.tensor([0.1]), known).tolist()  # ±½ − 0.1·1
     [[0.4000000059604645, -0.6000000238418579]]
     """
+    least = settings.min_deviation * beta
     beta = beta.unsqueeze(-1)
     augmented = _augment(rewards, ref_logps, beta, settings.tau) if settings.augment else rewards
     difference = logps - ref_logps
     if settings.placement == "k1_reward" and settings.deviation != "augmented":
         norm = "group" if settings.deviation == "total" else "none"
-        return _factor(settings) * centre_and_scale(augmented - beta * difference, norm, weights)
+        return _factor(settings) * centre_and_scale(augmented - beta * difference, norm, weights, least)
     advantage = centre_and_scale(augmented, "group" if settings.deviation == "augmented" else "none", weights)
     if settings.placement == "k1_reward":
         return advantage - centre_and_scale(beta * difference, "none", weights)

@@ -311,8 +311,9 @@ def test_spellings_of_one_answer_are_lifted_by_their_joint_probability() -> None
 # -- replay ----------------------------------------------------------------------------------------------------------
 
 
-def test_replayed_answers_join_with_the_policys_log_probs_and_the_mixtures_weights() -> None:
-    found = make(0.5, replay=2)
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_replayed_answers_join_with_the_policys_log_probs_and_the_mixtures_weights(power: float) -> None:
+    found = make(0.5, replay=2, replay_power=power)
     model = found.reference.model
     first = make_group("a", [1.0, -1.0, 1.0])
     (unchanged,), metrics = found([first])
@@ -334,7 +335,7 @@ def test_replayed_answers_join_with_the_policys_log_probs_and_the_mixtures_weigh
         policy = math.exp(float(sample.behaviour_logp.sum()))
         known = sample.token_ids.tobytes() in {s.token_ids.tobytes() for s in added}
         expected = policy / ((3 * policy + 2 * known / 2) / 5)
-        assert sample.weight == pytest.approx(expected, rel=1e-3)
+        assert sample.weight == pytest.approx(expected**power, rel=1e-3)
     assert second.samples[0].weight == 1.0  # what came in is as it was
 
 
