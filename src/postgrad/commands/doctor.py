@@ -24,6 +24,8 @@ EXTRAS = {
     "logs": (("tensorboard", "tensorboard"), ("wandb", "wandb")),
     "scaling": (("scipy", "scipy"),),
     "chem": (("rdkit", "rdkit"),),
+    "llm": (("openai", "openai"),),
+    "embed": (("sentence-transformers", "sentence_transformers"),),
 }
 Level = Literal["ok", "note", "warning"]
 

@@ -68,6 +68,8 @@ GLOSSARY: dict[str, str] = {
     "eval/*/pass_rate": "Held-out pass rate of the task {0} (0 to 1).",
     "eval/*/pass_rate_low": "Lower end of the 95 % interval of the held-out pass rate of {0} (0 to 1).",
     "eval/*/pass_rate_high": "Upper end of the 95 % interval of the held-out pass rate of {0} (0 to 1).",
+    "eval/reward_mean": "Mean reward of the held-out samples that have one, before any transform (reward units).",
+    "eval/*/reward_mean": "Mean reward of the held-out samples of the task {0} that have one (reward units).",
     "eval/completion_tokens_mean": "Mean completion length in held-out evaluation (tokens).",
     "eval/truncated_fraction": "Share of held-out samples cut off by the token limit (0 to 1).",
     "compute/train_flops": "Floating-point operations spent in training so far, estimated from tokens "
@@ -115,6 +117,9 @@ GLOSSARY: dict[str, str] = {
     "diversity/*/distinct_good": "Different good answers to a prompt, mean over prompts, {0} (answers).",
     "diversity/*/coverage": "Share of the enumerated good answers to a prompt that were found, {0} (0 to 1).",
     "diversity/*/kl_to_uniform": "KL(good answers given ‖ uniform over the good set), mean over prompts, {0} (nats).",
+    "diversity/*/semantic_diversity": "Mean cosine distance between the answers to a prompt, mean over prompts, {0} (0 to 2).",
+    "diversity/*/distinct": "Classes of answers to a prompt that do the same for a reader, mean over prompts, {0} (classes).",
+    "diversity/*/utility": "NoveltyBench's utility of the answers to a prompt, mean over prompts, {0} (0 to 10).",
     "diversity/*/yield": "Different good answers, over all prompts, {0} (answers).",
     "diversity/*/oracle_burden": "Different answers judged until the target number of different good ones, {0} (answers).",
     "diversity/*/valid_fraction": "Share of the answers that are molecules, {0} (0 to 1).",

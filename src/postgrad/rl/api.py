@@ -30,9 +30,9 @@ from postgrad.tasks import (
     PromptStream,
     ReasoningTask,
     Split,
-    VerifierPool,
     by_task,
     load_tasks,
+    make_judge,
     split,
 )
 
@@ -197,7 +197,7 @@ def train(
         policy = load(last[1], device=config.model.device, dtype=config.model.dtype)
     else:
         policy = model if isinstance(model, Model) else load_model(config, data, _warm_start_notes(note))
-    with VerifierPool(config.data.tasks, config.data.verify_workers, config.data.verify_timeout_s) as judge:
+    with make_judge(config.data) as judge:
         parts = _prepare(policy, config, data, note)
         rewarder = _make_transform(transform, policy, config, data, resumed=last is not None)
         with _open_run(config, out, resume, overwrite, command, quiet) as run:
@@ -297,7 +297,7 @@ def evaluate_model(
     rollout = Rollout(model, config.length, config.algorithm, config.seed, config.data.instruction)
     held_out, longest = fitting(choose_prompts(data.split.held_out, config.eval.prompts), rollout, note)
     engine = make_engine(model, config, longest)
-    with VerifierPool(config.data.tasks, config.data.verify_workers, config.data.verify_timeout_s) as judge:
+    with make_judge(config.data) as judge:
         return evaluate(
             engine, rollout, judge, held_out, config.eval.samples_per_prompt, config.eval.temperature
         )

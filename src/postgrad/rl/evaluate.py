@@ -75,6 +75,9 @@ def _metrics(groups: Sequence[Group], rollout: Rollout) -> dict[str, float]:
         metrics[f"{prefix}/pass_rate"] = rate.mean
         metrics[f"{prefix}/pass_rate_low"] = rate.low
         metrics[f"{prefix}/pass_rate_high"] = rate.high
+        rewards = [reward for group in chosen for reward in group.rewards]
+        if rewards:
+            metrics[f"{prefix}/reward_mean"] = sum(rewards) / len(rewards)
     samples = [sample for group in groups for sample in group.samples]
     metrics["eval/completion_tokens_mean"] = sum(sample.num_tokens for sample in samples) / len(samples)
     metrics["eval/truncated_fraction"] = sum(sample.stop_reason == "length" for sample in samples) / len(

@@ -2,17 +2,18 @@
 
 A task comes from a reasoning-gym data set (no download), or from a file or `datasets` source with a prompt
 and an answer column; its verifier is the data set's own, math-verify, or a function of yours. Verifiers run
-in worker processes with a time limit (`VerifierPool`). A split by content keeps some prompts for evaluation,
+in worker processes with a time limit (`VerifierPool`); instead of one, a reward model or a language model
+behind a server may judge (`make_judge` has whoever judges). A split by content keeps some prompts for evaluation,
 the same ones in every run (`split`), and a stream mixes tasks by weight (`PromptStream`).
 
     config = DataConfig(tasks=(TaskConfig(name="chain_sum", size=200),))
     (task,) = load_tasks(config)
     train, held_out, _ = split(task.prompts(), config.holdout_fraction)
-    with VerifierPool(config.tasks) as pool:
-        ticket = pool.submit(train[0], "<answer>42</answer>")
-        (verdict,) = pool.collect([ticket])
+    with make_judge(config) as judge:
+        ticket = judge.submit(train[0], "<answer>42</answer>")
+        (verdict,) = judge.collect([ticket])
 
-Start at `load.py` for tasks and at `pool.py` for verdicts. Importing this package imports neither torch nor
+Start at `load.py` for tasks and at `judge.py` for verdicts. Importing this package imports neither torch nor
 reasoning-gym.
 """
 
@@ -25,8 +26,9 @@ from postgrad.tasks.split import Split, is_held_out, split  # at once: the funct
 
 if TYPE_CHECKING:
     from postgrad.tasks.answer import extract_answer
-    from postgrad.tasks.config import DataConfig, TaskConfig
+    from postgrad.tasks.config import DataConfig, JudgeConfig, RewardModelConfig, TaskConfig
     from postgrad.tasks.files import FileTask
+    from postgrad.tasks.judge import check_judges, make_judge
     from postgrad.tasks.load import load_tasks
     from postgrad.tasks.maths import MathVerifier
     from postgrad.tasks.mix import PromptStream, by_task
@@ -36,16 +38,20 @@ if TYPE_CHECKING:
 __all__ = [
     "DataConfig",
     "FileTask",
+    "JudgeConfig",
     "MathVerifier",
     "PromptStream",
     "ReasoningTask",
+    "RewardModelConfig",
     "Split",
     "TaskConfig",
     "VerifierPool",
     "by_task",
+    "check_judges",
     "extract_answer",
     "is_held_out",
     "load_tasks",
+    "make_judge",
     "names",
     "split",
 ]
@@ -53,14 +59,18 @@ __all__ = [
 _MODULES = {
     "DataConfig": "config",
     "FileTask": "files",
+    "JudgeConfig": "config",
     "MathVerifier": "maths",
     "PromptStream": "mix",
     "ReasoningTask": "reasoning",
+    "RewardModelConfig": "config",
     "TaskConfig": "config",
     "VerifierPool": "pool",
     "by_task": "mix",
+    "check_judges": "judge",
     "extract_answer": "answer",
     "load_tasks": "load",
+    "make_judge": "judge",
     "names": "reasoning",
 }
 

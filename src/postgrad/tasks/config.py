@@ -2,11 +2,107 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from postgrad.core.config import Config
+
+_PLACEHOLDERS = ("prompt", "completion", "answer")
+
+_CREATIVE_WRITING = """\
+Below are a request and a reply to it. Judge the reply as an editor of creative writing would: whether it does what was
+asked, its originality, its style, and that it is sound from beginning to end.
+
+=== Request ===
+{prompt}
+
+=== Reply ===
+{completion}
+
+=== End ===
+Rate the reply from 1 (worthless) to 10 (outstanding). Answer with one number and nothing else."""
+
+
+class RewardModelConfig(Config):
+    """A reward model: a Hugging Face sequence classifier that reads prompt and completion and gives a number.
+
+    It reads the chat template of its own tokenizer with the completion as the assistant's turn, or without a template
+    prompt, newline, completion; of a completion that thinks, what follows `</think>`. `data.instruction` is not shown to it.
+    """
+
+    path: str = Field(min_length=1)
+    """Directory with config.json, safetensors and tokenizer, or a hub name."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    device: str = "auto"
+    """`auto` (the first GPU, else the CPU), `cpu`, `cuda`, `cuda:N`."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto`: float32 on a CPU, bfloat16 elsewhere."""
+    batch_size: int = Field(default=16, ge=1)
+    """Most texts in one forward pass; the samples of one group are scored together."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Longest text, prompt and completion together. A longer one is not cut but gets no score (status `error`).
+    None = what the model can read."""
+    label: int | None = Field(default=None, ge=0)
+    """Which output is the reward; needed when there are several."""
+    output: Literal["logit", "probability"] = "logit"
+    """The reward is the output as it is, or its sigmoid (one output) or softmax (several)."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+
+
+class JudgeConfig(Config):
+    """A language model as judge, behind any server that speaks OpenAI's chat completions (extra `llm`)."""
+
+    base_url: str = Field(pattern=r"^https?://")
+    """Where the server is, such as http://127.0.0.1:8000/v1 or https://api.openai.com/v1."""
+    model: str = Field(min_length=1)
+    """Its name there."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key (never the key itself). None = the server wants none."""
+    template: str = _CREATIVE_WRITING
+    """What the judge is asked: {completion} and, where wanted, {prompt} and {answer} are filled in. It should ask for a
+    number. Other braces stay as they are."""
+    pattern: str = r"(-?\d+(?:\.\d+)?)(?:\s*(?:/|out of)\s*\d+)?"
+    """Regular expression; the (first group of the) last match in the reply, after any `</think>`, is the score."""
+    minimum: float = 1.0
+    """A number below is no score (status `error`)."""
+    maximum: float = 10.0
+    """Nor is one above."""
+    temperature: float = Field(default=0.0, ge=0)
+    max_tokens: int = Field(default=512, ge=1)
+    """Most tokens of the reply; room for thinking where the judge thinks."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of the request, such as {chat_template_kwargs = {enable_thinking = false}}."""
+    concurrency: int = Field(default=8, ge=1)
+    """Requests at a time."""
+    timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds for one request; then it is tried again, and after the last try the verdict is `timeout`."""
+    retries: int = Field(default=2, ge=0)
+    """Further tries after a timeout, a lost connection or a server's error (408, 409, 429, 5xx), with growing pauses."""
+
+    @model_validator(mode="after")
+    def _usable(self) -> JudgeConfig:
+        if "{completion}" not in self.template:
+            raise ValueError(
+                f"template must hold {{completion}}, or the judge does not see it; it may also hold "
+                f"{' and '.join(f'{{{name}}}' for name in _PLACEHOLDERS if name != 'completion')}"
+            )
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ValueError(
+                f"pattern is no regular expression: {error} (received {self.pattern!r})"
+            ) from None
+        if self.minimum >= self.maximum:
+            raise ValueError(f"minimum {self.minimum:g} is not below maximum {self.maximum:g}; swap them")
+        if self.api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
+            raise ValueError(
+                "api_key_env is the name of an environment variable, such as OPENAI_API_KEY, not a key"
+            )
+        return self
 
 
 class TaskConfig(Config):
@@ -22,6 +118,10 @@ class TaskConfig(Config):
     reward: str | None = None
     """`module:function` or `path/to/file.py:function`, called as reward(prompt, completion) -> float. Default: the data
     set's own verifier (reasoning-gym), or math-verify against the answer (files)."""
+    reward_model: RewardModelConfig | None = None
+    """Instead of a verifier: a reward model, a path or a table (see `RewardModelConfig`). Files then need no answers."""
+    judge: JudgeConfig | None = None
+    """Instead of a verifier: a language model behind a server, by `base_url` and `model` (see `JudgeConfig`)."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of the reasoning-gym data set, such as {min_terms = 2, max_terms = 3}; for a hub data set also `name`,
     `revision`, `data_dir`, `data_files` of `datasets.load_dataset`."""
@@ -38,8 +138,31 @@ class TaskConfig(Config):
     """Column that holds the prompt text or the chat messages."""
     answer_column: str = "answer"
     """Column that holds the reference answer."""
+    first_turn: bool = False
+    """Of a chat, only its first user turn is the prompt: for logs of whole conversations, such as WildChat."""
     split: str = "train"
     """Split of a `datasets` source."""
+
+    @field_validator("reward_model", mode="before")
+    @classmethod
+    def _path(cls, value: object) -> object:
+        """A path stands for a reward model with default options."""
+        return {"path": value} if isinstance(value, str) else value
+
+    @property
+    def judged(self) -> bool:
+        """Whether a reward model or a judge gives the rewards, not a verifier."""
+        return self.reward_model is not None or self.judge is not None
+
+    @model_validator(mode="after")
+    def _one_reward(self) -> TaskConfig:
+        given = [name for name in ("reward", "reward_model", "judge") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(
+                f"task {self.name!r} has {' and '.join(given)}; give one of reward, reward_model and judge, or none for the "
+                "verifier of the source"
+            )
+        return self
 
 
 class DataConfig(Config):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from postgrad.core.errors import ConfigError, DataError, nearest
+from postgrad.core.errors import ConfigError, DataError, TaskError, nearest
 from postgrad.core.protocols import Verifier
 from postgrad.core.types import Message, Prompt
 from postgrad.tasks.config import TaskConfig
@@ -20,9 +20,10 @@ class FileTask:
     """Prompts and answers from a file (JSONL, JSON, CSV, Parquet), a `datasets` source or a function, as a Task.
 
     The prompt column holds text, or a chat as a list of `{"role", "content"}` that does not end with the
-    assistant. Without a reward of your own the answer column is required, and `MathVerifier` judges; of an
-    answer in the GSM8K convention the part after `####` is kept. With one, the answer is optional and kept as
-    it is, and the other columns are the prompt's metadata (values that JSON does not know, as text).
+    assistant (`first_turn` takes the first user turn of any chat). Without a reward of your own the answer
+    column is required, and `MathVerifier` judges; of an answer in the GSM8K convention the part after `####`
+    is kept. With a reward function, a reward model or a judge the answer is optional and kept as it is; a
+    function also sees the other columns as the prompt's metadata (values that JSON does not know, as text).
 
     Rows that ask the same have the same id (`postgrad.tasks.split` drops all but the first) and are several demonstrations.
 
@@ -40,7 +41,9 @@ class FileTask:
             raise ConfigError(f"Task {config.name!r} has no path.")
         self._config = config
         self._path = config.path
-        self._verifier: Verifier = load_function(config.reward) if config.reward else MathVerifier()
+        self._verifier: Verifier | None = None
+        if not config.judged:
+            self._verifier = load_function(config.reward) if config.reward else MathVerifier()
         self._prompts: tuple[Prompt, ...] | None = None
         self._answers: dict[str, list[str]] = {}
 
@@ -69,7 +72,8 @@ class FileTask:
 
     def _prompt(self, place: str, row: Mapping[str, Any]) -> Prompt:
         config = self._config
-        text, messages = _prompt_cell(_cell(row, config.prompt_column, "prompt", place), place)
+        value = _cell(row, config.prompt_column, "prompt", place)
+        text, messages = _prompt_cell(_first_user_turn(value, place) if config.first_turn else value, place)
         answer, metadata = self._answer(place, row), {}
         if config.reward is not None:
             used = (config.prompt_column, config.answer_column)
@@ -80,7 +84,7 @@ class FileTask:
 
     def _answer(self, place: str, row: Mapping[str, Any]) -> str | None:
         column = self._config.answer_column
-        if self._config.reward is not None:
+        if self._config.reward is not None or self._config.judged:
             return None if row.get(column) is None else _as_text(row[column])
         value = _cell(row, column, "answer", place)
         answer = "" if value is None else _as_text(value).rpartition("####")[2].strip()
@@ -92,6 +96,9 @@ class FileTask:
         return answer
 
     def verifier(self) -> Verifier:
+        """Raises TaskError where a reward model or a judge gives the rewards."""
+        if self._verifier is None:
+            raise TaskError(f"Task {self.name!r} has no verifier: `tasks.make_judge` has its judge.")
         return self._verifier
 
     def demonstrations(self, prompt: Prompt) -> Sequence[str]:
@@ -133,6 +140,17 @@ def _prompt_cell(value: object, place: str) -> tuple[str | None, tuple[Message, 
     if messages[-1]["role"] == "assistant":
         raise DataError(f"{place}: the chat ends with the assistant; a prompt ends before the answer.")
     return None, messages
+
+
+def _first_user_turn(value: object, place: str) -> object:
+    """Of a chat the content of its first user turn; anything else as it is."""
+    if not isinstance(value, list) or not value:
+        return value
+    for turn in value:
+        message = _message(turn, place)
+        if message["role"] == "user":
+            return message["content"]
+    raise DataError(f"{place}: the chat has no user turn.")
 
 
 def _message(turn: object, place: str) -> Message:

@@ -7,6 +7,7 @@ from postgrad.core.protocols import Verifier
 from postgrad.tasks.config import DataConfig, TaskConfig
 from postgrad.tasks.files import FileTask
 from postgrad.tasks.function import load_function
+from postgrad.tasks.judge import check_judges
 from postgrad.tasks.maths import MathVerifier
 from postgrad.tasks.reasoning import ReasoningTask, ReasoningVerifier
 
@@ -19,6 +20,7 @@ def load_tasks(config: DataConfig) -> list[ReasoningTask | FileTask]:
     Raises:
         ConfigError: no task, or two of one name.
         DataError, TaskError, MissingExtraError: as the tasks raise them.
+        ConfigError, ModelError: as `check_judges`.
     """
     if not config.tasks:
         raise ConfigError('No task. Name at least one, for example [[data.tasks]] with name = "chain_sum".')
@@ -28,6 +30,7 @@ def load_tasks(config: DataConfig) -> list[ReasoningTask | FileTask]:
             raise ConfigError(
                 f"Two tasks are called {name!r}; the name decides who judges a completion: make it unique."
             )
+    check_judges(config.tasks)
     return [ReasoningTask(task) if task.path is None else FileTask(task) for task in config.tasks]
 
 
