@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from postgrad.commands.mara_explain import default_out, derived_run
 from postgrad.commands.scaling_fit import write_page
 from postgrad.core.config import validate
 from postgrad.core.console import print_rows
+from postgrad.core.errors import MissingExtraError
 from postgrad.core.figures import Headline, format_number
-from postgrad.core.report import Table
+from postgrad.core.report import Picture, Table
 from postgrad.core.run import Run
 from postgrad.core.runfiles import pretty_json, replace_file, to_plain
 from postgrad.mara.answers import read_sides
@@ -166,7 +168,35 @@ def report(run: Run, record: Mapping[str, Any]) -> Path:
                 f"Prompt by prompt, with {per} intervals: one that leaves 0 out is a change beyond chance of prompts.",
             )
         )
-    return write_page(run, _headlines(record), measure_figures(record), tables, record["notes"])
+    return write_page(
+        run, _headlines(record), measure_figures(record), tables, record["notes"], pictures(record)
+    )
+
+
+def pictures(record: Mapping[str, Any]) -> list[Picture]:
+    """A grid of each side's molecules, where it has any and RDKit is there to draw them."""
+    from postgrad.mara.pictures import Drawn, grid
+
+    found: list[Picture] = []
+    for side in record["sides"]:
+        drawn = [Drawn(**molecule) for molecule in side.get("molecules", [])]
+        if not drawn:
+            continue
+        try:
+            svg = grid(drawn)
+        except MissingExtraError:  # an old measurement, seen elsewhere
+            return []
+        kind = "different molecules" if side["metrics"]["yield"]["value"] is None else "good ones"
+        found.append(
+            Picture(
+                name=f"molecules-{re.sub(r'[^A-Za-z0-9.-]+', '-', side['name'])}",
+                title=f"Molecules of {side['name']}",
+                caption=f"{len(drawn)} of the {kind}, chosen to be unlike each other; best first. Numbers are rewards.",
+                svg=svg,
+                columns={"smiles": [one.smiles for one in drawn], "reward": [one.reward for one in drawn]},
+            )
+        )
+    return found
 
 
 def _headlines(record: Mapping[str, Any]) -> list[Headline]:

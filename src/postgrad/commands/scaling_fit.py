@@ -12,7 +12,7 @@ from postgrad.core.config import validate
 from postgrad.core.console import print_rows
 from postgrad.core.errors import RunError
 from postgrad.core.figures import Figure, Headline, to_png
-from postgrad.core.report import Table, write_report
+from postgrad.core.report import Picture, Table, write_report
 from postgrad.core.run import Run
 from postgrad.core.runfiles import pretty_json, replace_file
 from postgrad.scaling.api import fit_together, load_curve
@@ -114,9 +114,12 @@ def write_page(
     figures: Sequence[Figure],
     tables: Sequence[Table],
     notes: Sequence[str],
+    pictures: Sequence[Picture] = (),
 ) -> Path:
     """The report, and each figure also as a PNG for slides."""
-    page = write_report(run, headlines=headlines, figures=figures, tables=tables, notes=notes, derived=True)
+    page = write_report(
+        run, headlines=headlines, figures=figures, tables=tables, pictures=pictures, notes=notes, derived=True
+    )
     if list((run.path / "figures").glob("*.svg")):  # matplotlib is there
         for figure in figures:
             replace_file(run.path / "figures" / f"{figure.name}.png", to_png(figure, 920, 420))

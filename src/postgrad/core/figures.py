@@ -112,11 +112,16 @@ class Figure:
 
 def to_csv(figure: Figure) -> str:
     """All columns, also those not drawn; an empty cell for None."""
+    return columns_csv(figure.columns)
+
+
+def columns_csv(columns: Mapping[str, Sequence[Any]]) -> str:
+    """Columns of equal length as CSV; an empty cell for None."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(figure.columns)
+    writer.writerow(columns)
     writer.writerows(
-        ["" if cell is None else cell for cell in row] for row in zip(*figure.columns.values(), strict=True)
+        ["" if cell is None else cell for cell in row] for row in zip(*columns.values(), strict=True)
     )
     return out.getvalue()
 

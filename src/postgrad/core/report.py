@@ -29,6 +29,7 @@ from postgrad.core.figures import (
     Headline,
     Interval,
     Line,
+    columns_csv,
     format_number,
     require_matplotlib,
     standalone,
@@ -86,12 +87,32 @@ class Table:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A drawing of a report that is no chart.
+
+    Attributes:
+        name: file stem of the SVG and the CSV.
+        title: above it.
+        caption: below it.
+        svg: an `<svg>` element, put into the page as it is: only ever from a drawing library, never with a user's text in it.
+        columns: what it shows, for the CSV.
+    """
+
+    name: str
+    title: str
+    caption: str
+    svg: str
+    columns: Mapping[str, Sequence[Any]]
+
+
 def write_report(
     run: Run,
     *,
     headlines: Sequence[Headline] | None = None,
     figures: Sequence[Figure] | None = None,
     tables: Sequence[Table] = (),
+    pictures: Sequence[Picture] = (),
     notes: Sequence[str] = (),
     derived: bool = False,
 ) -> Path:
@@ -102,6 +123,7 @@ def write_report(
         headlines: the numbers at the top; default: those of the metric keys.
         figures: large figures; default: held-out and training pass rate, where logged.
         tables: below the figures.
+        pictures: below the tables.
         notes: sentences right below the headlines.
         derived: the run was computed from something else in a moment: no steps, no metrics over them, and no replay from
             its config alone.
@@ -131,6 +153,7 @@ def write_report(
         headlines=list(headlines) if headlines is not None else default_headlines(steps, series),
         figures=large,
         tables=tables,
+        pictures=pictures,
         notes=notes,
         areas=_by_area(tiles),
         svgs=svgs,
@@ -147,6 +170,7 @@ def write_report(
     )
     try:
         _write_figures(run.path / "figures", [*large, *(tile.figure for tile in tiles if tile.figure)], svgs)
+        _write_pictures(run.path / "figures", pictures)
         replace_file(run.path / "report.html", page.encode("utf-8", "replace"))
     except OSError as error:
         raise RunError(f"Cannot write the report. {explain_os_error(error, run.path)}") from error
@@ -353,6 +377,13 @@ def _write_figures(directory: Path, figures: Sequence[Figure], svgs: Mapping[str
             )
 
 
+def _write_pictures(directory: Path, pictures: Sequence[Picture]) -> None:
+    for picture in pictures:
+        directory.mkdir(exist_ok=True)
+        (directory / f"{picture.name}.csv").write_text(columns_csv(picture.columns), encoding="utf-8")
+        (directory / f"{picture.name}.svg").write_text(picture.svg, encoding="utf-8")
+
+
 def _run_facts(run: Run, steps: Sequence[int], series: Series) -> dict[str, Any]:
     info = run.info
     elapsed = numbers(series.get("time/elapsed_s", []))
@@ -426,6 +457,7 @@ def _render(**context: Any) -> str:
     for name in ("script", "samples_json"):
         context[name] = Markup(context[name])
     context["svgs"] = {name: Markup(svg) for name, svg in context["svgs"].items()}
+    context["pictures"] = [(picture, Markup(picture.svg)) for picture in context["pictures"]]
     context["style"] = Markup(_resource("report.css"))
     return environment.from_string(_resource("report.html.j2")).render(**context)
 

@@ -57,7 +57,7 @@ def measure(sides: Sequence[Side], config: MeasureConfig) -> dict[str, Any]:
     """Everything about all sides, as plain values that are written as measure.json and drawn.
 
     Keys: `k` (None without verdicts), `vocabulary`, `sides` (each with name, path, counts, `metrics` of
-    {value, low, high}, `curves`), `differences` (side − first side, over prompts that both have) and `notes`.
+    {value, low, high}, `curves`, `molecules` to draw), `differences` (side − first side, over prompts that both have), `notes`.
 
     >>> from postgrad.mara.answers import _side
     >>> said = [(("", ""), Answer(word, word, True, word != "c", None, None)) for word in "aabc"]
@@ -81,6 +81,7 @@ def measure(sides: Sequence[Side], config: MeasureConfig) -> dict[str, Any]:
                 "num_answers": side.num_answers,
                 "metrics": {**_means(table, config), **overall_metrics(side, config)},
                 "curves": _curves(side, k, config),
+                "molecules": _drawn(side) if config.molecules else [],
             }
             for side, table in zip(sides, tables, strict=True)
         ],
@@ -275,6 +276,18 @@ def _molecule_metrics(answers: Sequence[Answer], config: MeasureConfig) -> dict[
         found["vendi"] = diversity.vendi_score(similarity)
         found["internal_diversity"] = diversity.internal_diversity(similarity)
     return found
+
+
+def _drawn(side: Side) -> list[dict[str, Any]]:
+    """The molecules of a side's picture with the greatest reward that each had."""
+    from postgrad.mara.pictures import choose
+
+    answers = [answer for _, answer in side.order]
+    best: dict[str, float | None] = dict.fromkeys(counted_molecules(answers))
+    for answer in answers:
+        if answer.key in best and answer.value is not None:
+            best[answer.key] = max(answer.value, best[answer.key] or -math.inf)
+    return [drawn._asdict() for drawn in choose(best)]
 
 
 # -- curves --------------------------------------------------------------------------------------------------------

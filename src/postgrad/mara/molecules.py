@@ -24,10 +24,44 @@ def _chem() -> Any:
     return Chem
 
 
+MAX_CHARACTERS = 1000
+"""A longer string is not read: RDKit's time grows faster than its length."""
+
+
+def parse(smiles: str) -> Any | None:
+    """RDKit's molecule, or None if the string is empty, too long, or no SMILES.
+
+    White space inside makes it none: RDKit would take what follows for the molecule's name.
+
+    Raises:
+        MissingExtraError: RDKit is not installed.
+    """
+    chem = _chem()
+    if not smiles.isascii() or len(smiles) > MAX_CHARACTERS or len(smiles.split()) != 1:
+        return None
+    molecule = chem.MolFromSmiles(smiles.strip())
+    return molecule if molecule is not None and molecule.GetNumAtoms() else None
+
+
+def require(smiles: str, place: str = "") -> Any:
+    """`parse` where the string must be a molecule; `place` begins the message.
+
+    Raises:
+        DataError: it is none.
+        MissingExtraError: RDKit is not installed.
+    """
+    molecule = parse(smiles)
+    if molecule is None:
+        raise DataError(
+            f"{place}no molecule: {smiles[:80]!r}. Leave out those whose molecules.canonical is None."
+        )
+    return molecule
+
+
 def canonical(smiles: str) -> str | None:
-    """RDKit's canonical SMILES, or None if the string is empty or no molecule. "OCC" and "CCO" both give "CCO"."""
-    molecule = _chem().MolFromSmiles(smiles)
-    return _chem().MolToSmiles(molecule) if molecule is not None and molecule.GetNumAtoms() else None
+    """RDKit's canonical SMILES, or None if the string is no molecule (see `parse`). "OCC" and "CCO" both give "CCO"."""
+    molecule = parse(smiles)
+    return None if molecule is None else _chem().MolToSmiles(molecule)
 
 
 def fingerprints(smiles: Sequence[str], radius: int = 2, num_bits: int = 2048) -> list[Any]:
@@ -37,19 +71,14 @@ def fingerprints(smiles: Sequence[str], radius: int = 2, num_bits: int = 2048) -
         DataError: a string is no molecule; names the first such.
         MissingExtraError: RDKit is not installed.
     """
-    chem = _chem()
+    _chem()
     from rdkit.Chem import rdFingerprintGenerator
 
     generator = rdFingerprintGenerator.GetMorganGenerator(radius=radius, fpSize=num_bits)
-    found: list[Any] = []
-    for position, text in enumerate(smiles):
-        molecule = chem.MolFromSmiles(text)
-        if molecule is None:
-            raise DataError(
-                f"string {position} is no molecule: {text!r}. Leave out those whose molecules.canonical is None."
-            )
-        found.append(generator.GetFingerprint(molecule))
-    return found
+    return [
+        generator.GetFingerprint(require(text, f"string {position} is "))
+        for position, text in enumerate(smiles)
+    ]
 
 
 def tanimoto(smiles: Sequence[str], radius: int = 2, num_bits: int = 2048) -> NDArray[np.float64]:

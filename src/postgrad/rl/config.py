@@ -64,6 +64,13 @@ class AlgorithmConfig(Config):
     fp32_head: bool = True
     """Logits in fp32 on both generator and trainer (paper §3.2)."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _none(cls, data: object) -> object:
+        if isinstance(data, dict) and data.get("history_threshold") in ("none", "off"):
+            return {**data, "history_threshold": None}
+        return data
+
 
 class ScheduleConfig(Config):
     """Who waits for whom (paper §3.1)."""
