@@ -15,30 +15,24 @@ At equal mean reward: per seed, the level is the lowest of the arms' highest mea
 an arm's coverage is taken at its first evaluation at or above it. This favours the arms that are quick to reach it: they have had
 the least time to collapse. The ratio is MARA's such coverage over that of the same RL with the same KL ("KL"), seed by seed.
 
-How beta, lr and the task were chosen: on seed 0, 160 updates of 16 prompts (12 here, for time). Coverage/mean@1 at the end;
-0.57/0.74 before:
+Every arm has its best settings of GRID, found by `--search` on a seed of its own (100): of the settings with a mean@1 of at
+least 0.9 at the end, the one with the highest coverage at the end. ARMS holds what it found.
 
-    lr      MARA, by beta                                   KL, by beta
-            0.02       0.1        0.2        0.3            0.1        0.3
-    5e-4               .30/.981   .58/.963   .77/.940       .17/.989   .33/.979
-    1e-3    .14/.991   .29/.987              .73/.964       .12/.994   .30/.988
-    2e-3               .09/.823              .47/.969
-
-So at beta ≤ 0.1 MARA starves like the rest within 160 updates (rare answers vanish from the groups before they are lifted); at
-0.3, the largest that was tried and large beside the paper's 0.001 to 0.1, it does not. 0.3 and 1e-3 are the defaults, for all
-arms with a KL. The arm without KL was not looked at. The prior was softened once, from 70 % favourite to 60 %, before this.
-
-    python benchmarks/mara_many_answers.py [--quick] [--seeds 5] [--steps 150] [--beta 0.3] [--lr 1e-3]
+    python benchmarks/mara_many_answers.py [--quick] [--seeds 5] [--steps 150] [--lr 1e-3] [--jobs 1] [--out DIR]
+    python benchmarks/mara_many_answers.py --search
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +49,7 @@ from postgrad.core.models.model import Model
 from postgrad.core.models.packing import row_logps, rows
 from postgrad.core.protocols import Judge
 from postgrad.core.types import Group, Prompt, Sample
+from postgrad.mara.config import MaraConfig
 from postgrad.mara.diversity import coverage, mean_over_groups, pass_at_k
 from postgrad.rl.api import fitting, make_engine, read_data
 from postgrad.rl.config import RLConfig, make_config
@@ -62,20 +57,50 @@ from postgrad.rl.evaluate import choose_prompts, evaluate
 from postgrad.rl.rollout import Rollout
 from postgrad.tasks import VerifierPool
 
-# -- the arms: what an arm changes in the config of all; add further ones here -------------------------------------------
-# A table [mara] gets `beta` from the command line unless the arm has its own. `--rivals` adds RIVALS.
-ARMS: dict[str, dict[str, Any]] = {
-    "no KL": {},
-    "KL": {"mara": {"method": "none"}},
-    "MARA": {"mara": {}},
-}
-RIVALS: dict[str, dict[str, Any]] = {
-    "entropy bonus": {"mara": {"method": "entropy_bonus", "coefficient": 0.1, "beta": 0.0}},
-    "rank penalty": {"mara": {"method": "unlikeliness", "beta": 0.0}},
-    "smoothing": {"mara": {"method": "differential_smoothing", "coefficient": 0.1, "beta": 0.0}},
-    "pass@4": {"mara": {"method": "pass_at_k", "k": 4, "beta": 0.0}},
-}
+# -- the arms: what an arm changes in the config of all -----------------------------------------------------------------
+Change = dict[str, Any]
+GROUP: Change = {"algorithm": {"advantage_norm": "group"}}
+
+
+def mara(method: str, beta: float, **options: Any) -> Change:
+    """A table [mara]."""
+    table = {"method": method, "beta": beta, **options}
+    MaraConfig.model_validate(table)
+    return {"mara": table}
+
+
+def covariance(kind: str, **options: Any) -> Change:
+    """KL-Cov or Clip-Cov, without a table [mara]."""
+    return {
+        "algorithm": {"covariance": kind, **{f"covariance_{key}": value for key, value in options.items()}}
+    }
+
+
+def both_norms(changes: Sequence[Change]) -> list[Change]:
+    """Each with the deviation of the batch and with that of the group."""
+    return [deep_merge(change, norm) for change in changes for norm in ({}, GROUP)]
+
+
 OURS, PEER = "MARA", "KL"
+GRID: dict[str, list[Change]] = {
+    "no KL": both_norms([{}]),
+    "KL": both_norms([mara("none", beta) for beta in (0.1, 0.3, 1.0)]),
+    "MARA, no replay": both_norms([mara("mara", beta) for beta in (0.03, 0.1, 0.3)]),
+    "MARA": both_norms([mara("mara", beta, replay=5) for beta in (0.03, 0.1, 0.3)]),
+    "entropy bonus": both_norms([mara("entropy_bonus", 0.0, coefficient=c) for c in (0.03, 0.1, 0.3)]),
+    "rank penalty": both_norms([mara("unlikeliness", 0.0, coefficient=c) for c in (0.25, 0.9)]),
+    "smoothing": both_norms([mara("differential_smoothing", 0.0, coefficient=c) for c in (0.1, 0.3)]),
+    "pass@k": both_norms([mara("pass_at_k", 0.0, k=k) for k in (4, 8)]),
+    "FlowRL": [
+        deep_merge(change, {"algorithm": {"aggregation": "sample"}})
+        for change in both_norms([mara("flow_rl", 0.0, coefficient=c) for c in (1.0, 3.0, 15.0)])
+    ],
+    "KL-Cov": both_norms([covariance("kl", fraction=fraction) for fraction in (0.002, 0.05)]),
+    "Clip-Cov": both_norms([covariance("clip", fraction=0.0002), covariance("clip", fraction=0.05, low=0.1)]),
+    "diversity filter": both_norms([mara("diversity_filter", 0.0, bucket=b) for b in (3, 10)]),
+}
+ARMS: dict[str, Change] = {name: changes[0] for name, changes in GRID.items()}
+SEARCH_SEED, SEARCH_LEVEL = 100, 0.9
 # ------------------------------------------------------------------------------------------------------------------------
 
 SAMPLES = 64
@@ -182,10 +207,15 @@ def evaluate_at(step: int, model: Model, config: RLConfig, held_out: Sequence[Pr
 # -- one arm -------------------------------------------------------------------------------------------------------------
 
 
+def write_prompts(folder: Path) -> None:
+    """The prompts as a file."""
+    text = "".join(json.dumps({"prompt": text}) + "\n" for text in prompts())
+    (folder / "prompts.jsonl").write_text(text, encoding="utf-8")
+
+
 def make_task(folder: Path) -> dict[str, Any]:
-    """The prompts as a file, judged by `peers/many_answers_task.py`."""
+    """The prompts in that file, judged by `peers/many_answers_task.py`."""
     path = folder / "prompts.jsonl"
-    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in prompts()), encoding="utf-8")
     return {"name": "many_answers", "path": str(path), "reward": f"{REWARD_FILE}:reward"}
 
 
@@ -209,8 +239,7 @@ def make(task: Mapping[str, Any], seed: int, options: argparse.Namespace, arm: M
         "eval": {"every": 0, "prompts": 200, "samples_per_prompt": 1},
         "run": {"checkpoint_every": options.every, "keep_checkpoints": options.steps, "log_samples": 0},
     }
-    beta = {"mara": {"beta": options.beta}} if "mara" in arm else {}
-    return make_config(deep_merge(deep_merge(shared, beta), arm))
+    return make_config(deep_merge(shared, arm))
 
 
 def warm_start(config: RLConfig, training: Sequence[Prompt], cache: Path) -> Model:
@@ -238,20 +267,50 @@ def held_out_prompts(config: RLConfig) -> list[Prompt]:
     return choose_prompts(read_data(config).split.held_out, config.eval.prompts)
 
 
-def run_seed(
-    task: Mapping[str, Any], seed: int, options: argparse.Namespace, folder: Path, judge: Judge
-) -> dict[str, Any]:
-    """All arms from one warm start."""
-    arms = {name: make(task, seed, options, change) for name, change in options.arms.items()}
-    config = next(iter(arms.values()))
-    model = warm_start(config, read_data(config).split.train, folder / "models")
-    first = evaluate_at(0, model, config, held_out_prompts(config), judge)
-    print(f"{model.num_parameters:,} parameters, seed {seed}, before: {brief(first)}", flush=True)
-    found: dict[str, Any] = {}
-    for name, arm in arms.items():
-        found[name] = run_arm(arm, str(model.source), folder / f"{name}-{seed}", judge, first)
-        print(f"{name:>8} seed {seed}: {brief(found[name]['course'][-1])}", flush=True)
-    return found
+@dataclass(frozen=True)
+class Job:
+    """One arm of one seed; its result lies in `folder/results` once it is there."""
+
+    label: str
+    change: Change
+    seed: int
+    options: argparse.Namespace
+    folder: Path
+
+    @property
+    def result(self) -> Path:
+        """Where it is written, by what was asked."""
+        asked = json.dumps([self.change, self.seed, self.options.steps, self.options.every, self.options.lr])
+        return self.folder / "results" / f"{hashlib.sha256(asked.encode()).hexdigest()[:16]}.json"
+
+
+def work(job: Job) -> dict[str, Any]:
+    """Runs a job, unless its result is there: {"course", "step_s"}."""
+    if not job.result.is_file():
+        torch.set_num_threads(1)
+        config = make(make_task(job.folder), job.seed, job.options, job.change)
+        with VerifierPool(config.data.tasks, 1, config.data.verify_timeout_s) as judge:
+            model = warm_start(config, read_data(config).split.train, job.folder / "models")
+            first = evaluate_at(0, model, config, held_out_prompts(config), judge)
+            with tempfile.TemporaryDirectory(dir=job.folder) as out:
+                found = run_arm(config, str(model.source), Path(out) / "run", judge, first)
+        found["course"] = [asdict(point) for point in found["course"]]
+        job.result.parent.mkdir(exist_ok=True)
+        partial = job.result.with_suffix(".tmp")
+        partial.write_text(json.dumps({"label": job.label, "seed": job.seed, **found}), encoding="utf-8")
+        partial.rename(job.result)
+    found = json.loads(job.result.read_text(encoding="utf-8"))
+    course = [Point(**point) for point in found["course"]]
+    print(f"{job.label:>16} seed {job.seed}: {brief(course[-1])}", flush=True)
+    return {"course": course, "step_s": found["step_s"]}
+
+
+def run_all(jobs: Sequence[Job], processes: int) -> list[dict[str, Any]]:
+    """All results, in order."""
+    if processes == 1:
+        return [work(job) for job in jobs]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(work, jobs))
 
 
 def brief(point: Point) -> str:
@@ -361,6 +420,30 @@ def course_table(arms: Mapping[str, Sequence[dict[str, Any]]]) -> None:
     print_table("Coverage/mean@1 after so many updates", ["", *(str(steps[i]) for i in chosen)], table)
 
 
+def search(options: argparse.Namespace, folder: Path) -> None:
+    """All of GRID on one seed, and which settings are best."""
+    jobs = [
+        Job(name, change, SEARCH_SEED, options, folder)
+        for name, changes in GRID.items()
+        for change in changes
+    ]
+    found = run_all(jobs, options.jobs)
+    table: list[list[object]] = []
+    for name in GRID:
+        mine = [
+            (job.change, run["course"][-1]) for job, run in zip(jobs, found, strict=True) if job.label == name
+        ]
+        able = [last for _, last in mine if last.pass_rate >= SEARCH_LEVEL]
+        best = max(able or [last for _, last in mine], key=lambda point: point.coverage)
+        for change, last in mine:
+            mark = "*" if last is best else ""
+            table.append(
+                [f"{name} {json.dumps(change)}", last.coverage, last.pass_rate, last.kl_uniform, mark]
+            )
+    header = ["", "coverage", "mean@1", "KL to uniform", "best"]
+    print_table(f"After {options.steps} updates, seed {SEARCH_SEED}", header, table)
+
+
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -370,11 +453,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="default 5 (quick: 2)")
     parser.add_argument("--steps", type=int, help="default 150 (quick: 40)")
     parser.add_argument("--every", type=int, default=10, help="updates between evaluations")
-    parser.add_argument("--beta", type=float, default=0.3)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--rivals", action="store_true", help="more arms: what others do against collapse")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
+    parser.add_argument("--out", type=Path, help="keep results here, and take up those that are there")
+    parser.add_argument("--search", action="store_true", help="try the settings of every arm on another seed")
     options = parser.parse_args()
-    options.arms = ARMS | RIVALS if options.rivals else ARMS
     options.seeds = options.seeds or (2 if options.quick else 5)
     options.steps = options.steps or (40 if options.quick else 150)
     return options
@@ -383,18 +466,22 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Runs all seeds of all arms and prints the tables."""
     options = parse()
-    torch.set_num_threads(1)
-    arms: dict[str, list[dict[str, Any]]] = {name: [] for name in options.arms}
     with tempfile.TemporaryDirectory(prefix="postgrad-bench-") as name:
-        folder = Path(name)
-        task = make_task(folder)
-        config = make(task, 0, options, {})
-        with VerifierPool(config.data.tasks, 1, config.data.verify_timeout_s) as judge:
-            for seed in range(options.seeds):
-                for arm, found in run_seed(task, seed, options, folder, judge).items():
-                    arms[arm].append(found)
+        folder = (options.out or Path(name)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        write_prompts(folder)
+        if options.search:
+            search(options, folder)
+            return
+        jobs = [
+            Job(arm, change, seed, options, folder)
+            for seed in range(options.seeds)
+            for arm, change in ARMS.items()
+        ]
+        found = run_all(jobs, options.jobs)
+    arms = {arm: [run for job, run in zip(jobs, found, strict=True) if job.label == arm] for arm in ARMS}
     levels = [equal_level([runs[seed]["course"] for runs in arms.values()]) for seed in range(options.seeds)]
-    print(f"\nbeta {options.beta}, lr {options.lr:g}, {options.seeds} seeds, mean ± 95 %")
+    print(f"\nlr {options.lr:g}, {options.seeds} seeds, mean ± 95 %")
     final_table(arms)
     level_table(arms, levels)
     course_table(arms)
@@ -418,11 +505,11 @@ def report(
         "coverage of the good set at equal mean@1",
         ratio,
         (ratio - half, ratio + half) if len(by_seed) > 1 else (None, None),
-        peer_name="the same RL with the same KL, without MARA",
+        peer_name="RL with a KL, without MARA",
         seeds=options.seeds,
         steps=options.steps,
-        beta=options.beta,
         lr=options.lr,
+        settings=ARMS,
         levels=levels,
         ratio_by_seed=by_seed,
         arms={

@@ -63,7 +63,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="postgrad-bench-") as name:
         folder = Path(name)
-        data = make(make_task(folder), 0, steps, options, method="mara").model_dump()
+        data = make(make_task(folder), 0, steps, options, {}).model_dump()
         data["mara"]["anchor"] = "stored"
         data["model"]["embedded"] = {"steps": 200}  # the recipe's architecture, 0.8 M parameters
         data["algorithm"]["prompts_per_batch"] = 48

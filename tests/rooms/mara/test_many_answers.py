@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import json
 import math
 import random
 import sys
@@ -107,7 +108,8 @@ def test_the_file_loads_as_a_reward(bench):
 
 
 def test_prompts_are_all_different_and_every_target_is_trained_and_some_held_out(bench, tmp_path):
-    options = bench.argparse.Namespace(steps=1, lr=1e-3, beta=0.1, every=1)
+    options = bench.argparse.Namespace(steps=1, lr=1e-3, every=1)
+    bench.write_prompts(tmp_path)
     config = bench.make(bench.make_task(tmp_path), 0, options, bench.ARMS["MARA"])
     sides = bench.read_data(config).split
     assert sides.num_duplicates == 0
@@ -158,7 +160,8 @@ def test_measure_by_hand(bench):
 
 def test_answer_probabilities_are_those_of_a_plain_forward_pass_and_of_sampling(bench, task, tmp_path):
     """Teacher forcing in packed rows against one unpacked sequence at a time, and against frequencies of the engine."""
-    options = bench.argparse.Namespace(steps=1, lr=1e-3, beta=0.1, every=1)
+    options = bench.argparse.Namespace(steps=1, lr=1e-3, every=1)
+    bench.write_prompts(tmp_path)
     config = bench.make(bench.make_task(tmp_path), 0, options, {"model": {"embedded": {"steps": 30}}})
     texts = [task.prompt_text(tag, target) for tag in "AB" for target in (5, 13)]
     pairs = task.demonstrations(texts, 100, task.Prior(0.5, 0.2), random.Random(0))
@@ -198,13 +201,32 @@ def test_arms_are_compared_at_the_level_that_all_reach(bench):
     assert bench.at_level(slow, 0.91) is None
 
 
-def test_arms_differ_in_the_table_mara_alone(bench, tmp_path):
-    options = bench.argparse.Namespace(steps=1, lr=1e-3, beta=0.07, every=1)
+def test_arms_differ_in_what_their_change_says_alone(bench, tmp_path):
+    options = bench.argparse.Namespace(steps=1, lr=1e-3, every=1)
     task = bench.make_task(tmp_path)
-    configs = {
-        name: bench.make(task, 3, options, bench.ARMS[name]).model_dump() for name in ("no KL", "KL", "MARA")
-    }
-    tables = {name: config.pop("mara") for name, config in configs.items()}
-    assert tables == {"no KL": {}, "KL": {"beta": 0.07, "method": "none"}, "MARA": {"beta": 0.07}}
-    assert configs["no KL"] == configs["KL"] == configs["MARA"]
-    assert configs["KL"]["algorithm"]["history_threshold"] is None
+    plain = bench.make(task, 3, options, {}).model_dump()
+    assert plain["algorithm"]["history_threshold"] is None
+    for arm, changes in bench.GRID.items():
+        assert bench.ARMS[arm] in changes  # every arm has settings that the search could find
+        for change in changes:
+            config = bench.make(task, 3, options, change).model_dump()
+            assert config.pop("mara") == change.get("mara", {})
+            assert config == bench.deep_merge(
+                {key: value for key, value in plain.items() if key != "mara"},
+                {"algorithm": change.get("algorithm", {})},
+            )
+
+
+def test_a_finished_job_is_not_run_again(bench, tmp_path, monkeypatch, capsys):
+    options = bench.argparse.Namespace(steps=1, lr=1e-3, every=1)
+    job = bench.Job("KL", bench.ARMS["KL"], 0, options, tmp_path)
+    other = bench.Job("KL", bench.ARMS["KL"], 1, options, tmp_path)
+    assert job.result != other.result
+    point = bench.asdict(bench.Point(1, 0.5, 0.25, 1.0, 1.0, 1.0, 0.0))
+    job.result.parent.mkdir()
+    job.result.write_text(json.dumps({"course": [point], "step_s": 0.1}))
+    monkeypatch.setattr(bench, "warm_start", None)  # would be called
+    assert bench.work(job)["course"] == [bench.Point(**point)]
+    bench.write_prompts(tmp_path)
+    with pytest.raises(TypeError, match="not callable"):
+        bench.work(other)
