@@ -3,8 +3,9 @@
 One prompt, 16 answers, two of them good; the reference gives these .60 and .02, and .38 to the rest evenly. P(rare | good)
 should be ½. Table 1: Adam, every place of the KL and every deviation. Table 2: plain SGD, where the rare answer starves
 before it is learnt, and the remedies: a quarter of each group from the reference, or from replay of good answers seen, with
-and without importance weights. All seeds and all β of a row are trained at once; mean and 95 % interval over seeds. The
-peer is MARA's reward dropped into GRPO as it stands (k3 in the loss, advantages divided by the rewards' deviation).
+and without importance weights; the deviation with and without a floor of β times 1 nat. All seeds and all β of a row are
+trained at once; mean and 95 % interval over seeds. The peer is MARA's reward dropped into GRPO as it stands (k3 in the
+loss, advantages divided by the rewards' deviation).
 
     python benchmarks/mara_tabular.py [--quick] [--seeds 64]
 """
@@ -34,6 +35,8 @@ ADAM: dict[str, Settings] = {
     "vanilla, k1 in reward": Settings(augment=False, deviation="none"),
     "MARA, k1 in reward": Settings(deviation="none"),
     OURS: Settings(),
+    f"{OURS}, at least 1 nat": Settings(min_deviation=1.0),
+    f"{OURS}, at least 1 nat, ¼ replay": Settings(min_deviation=1.0, replay=0.25, importance_power=0.0),
     "MARA, k1 in reward, / deviation of R̃": Settings(deviation="augmented"),
     "MARA, k2 loss": Settings(placement="k2_loss", deviation="none"),
     "MARA, k2 loss, / deviation of R̃": Settings(placement="k2_loss", deviation="augmented"),
@@ -46,7 +49,14 @@ REMEDIES: dict[str, dict[str, Any]] = {
     "¼ reference, weighted": {"reference_fraction": 0.25},
     "¼ reference, unweighted": {"reference_fraction": 0.25, "importance_power": 0.0},
     "¼ replay, weighted": {"replay": 0.25},
+    "¼ replay, roots of weights": {"replay": 0.25, "importance_power": 0.5},
     "¼ replay, unweighted": {"replay": 0.25, "importance_power": 0.0},
+}
+
+SCALINGS: dict[str, dict[str, Any]] = {
+    "": {"deviation": "none"},
+    ", / deviation of total": {"deviation": "total"},
+    ", / deviation of total, at least 1 nat": {"deviation": "total", "min_deviation": 1.0},
 }
 
 
@@ -128,13 +138,10 @@ def main() -> None:
     )
 
     sgd: dict[str, Trained] = {}
-    for deviation in ("none", "total"):
+    for scaling, given in SCALINGS.items():
         for name, remedy in REMEDIES.items():
-            settings = Settings(
-                deviation=deviation, optimizer="sgd", learning_rate=0.3, steps=sgd_steps, **remedy
-            )
-            full = f"k1 in reward{', / deviation of total' if deviation == 'total' else ''}; {name}"
-            sgd[full] = measure(settings, seeds, options.seed)
+            settings = Settings(optimizer="sgd", learning_rate=0.3, steps=sgd_steps, **given, **remedy)
+            sgd[f"k1 in reward{scaling}; {name}"] = measure(settings, seeds, options.seed)
     title = f"MARA with plain SGD, learning rate 0.3, {sgd_steps:,} steps, G = 8, {seeds} seeds"
     print_table(title, header, [row_of(name, found, 0.5) for name, found in sgd.items()])
 

@@ -7,8 +7,9 @@ Departures from the paper:
 2. The KL is always k1 inside the reward, and the *total* is centred and scaled (`ops.centre_and_scale`): of the usual
    estimators only this one keeps its optimum when advantages are scaled (`benchmarks/mara_tabular.py`).
 3. β = 0 leaves the rewards as they are; the formula would still replace every good reward by the anchor's.
-4. Two remedies for rare answers that starve before they are seen (`tabular.Settings`): reference samples in each group
-   and replay of good answers, both importance-weighted.
+4. Rare answers starve before they are lifted: replay of good answers (`replay.py`) cures it. Advantages are divided by no
+   less than β times 1 nat (`MaraConfig.min_deviation`), so that noise is not blown up where all samples are good.
+5. Instead of token sequences, texts or molecules can be made equally likely (`MaraConfig.answers`, `ops.joint_logps`).
 
 Start at `ops.py` (the equations and the rivals), then `rewards.py` (what `rl` receives), `theory.py` (closed forms),
 `tabular.py` (does training reach them?), `diversity.py` and `molecules.py` (what to measure).

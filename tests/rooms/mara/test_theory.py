@@ -276,6 +276,28 @@ def test_scaling_the_reward_but_not_the_kl_overshoots() -> None:
     assert float(found.rare_given_good.min()) > 0.95
 
 
+def test_the_floor_of_the_deviation_quiets_the_end_and_not_the_way() -> None:
+    """At the optimum totals differ by noise alone: unfloored advantages stay of size 1, floored ones vanish with it."""
+    beta = torch.tensor([0.1, 0.001])
+    reward, ref = torch.ones(2, 4), torch.zeros(2, 4)
+    noise = torch.tensor([[0.01, -0.01, 0.01, -0.01]] * 2)
+    whole, floored = (
+        tabular.coefficients(
+            reward, noise, ref, torch.ones(2, 4), beta, tabular.Settings(augment=False, min_deviation=floor)
+        )
+        for floor in (0.0, 1.0)
+    )
+    assert whole.abs().flatten().tolist() == pytest.approx([1.0] * 8, rel=1e-3)
+    assert floored.abs().flatten().tolist() == pytest.approx([0.01] * 8, rel=1e-3)
+    far = 300 * noise
+    assert torch.equal(
+        *(
+            tabular.coefficients(reward, far, ref, torch.ones(2, 4), beta, s)
+            for s in (tabular.Settings(augment=False), tabular.Settings(augment=False, min_deviation=1.0))
+        )
+    )
+
+
 def test_steps_to_uniform_is_the_first_step_of_the_last_stay() -> None:
     """Chains do not depend on how many steps follow, so each answer can be checked by stopping around it."""
     found = shares(Settings(**QUICK), chains=4)
