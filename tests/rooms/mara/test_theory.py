@@ -278,24 +278,17 @@ def test_scaling_the_reward_but_not_the_kl_overshoots() -> None:
 
 def test_the_floor_of_the_deviation_quiets_the_end_and_not_the_way() -> None:
     """At the optimum totals differ by noise alone: unfloored advantages stay of size 1, floored ones vanish with it."""
-    beta = torch.tensor([0.1, 0.001])
-    reward, ref = torch.ones(2, 4), torch.zeros(2, 4)
-    noise = torch.tensor([[0.01, -0.01, 0.01, -0.01]] * 2)
-    whole, floored = (
-        tabular.coefficients(
-            reward, noise, ref, torch.ones(2, 4), beta, tabular.Settings(augment=False, min_deviation=floor)
-        )
-        for floor in (0.0, 1.0)
-    )
-    assert whole.abs().flatten().tolist() == pytest.approx([1.0] * 8, rel=1e-3)
-    assert floored.abs().flatten().tolist() == pytest.approx([0.01] * 8, rel=1e-3)
-    far = 300 * noise
-    assert torch.equal(
-        *(
-            tabular.coefficients(reward, far, ref, torch.ones(2, 4), beta, s)
-            for s in (tabular.Settings(augment=False), tabular.Settings(augment=False, min_deviation=1.0))
-        )
-    )
+    beta, one = torch.tensor([0.1, 0.001]).double(), torch.ones(2, 4).double()
+
+    def sizes(difference: float, floor: float) -> list[float]:
+        logps = difference * torch.tensor([[1.0, -1.0, 1.0, -1.0]] * 2).double()
+        settings = Settings(augment=False, min_deviation=floor)
+        found = tabular.coefficients(one, logps, 0 * one, one, beta, settings)
+        return found.abs().flatten().tolist()
+
+    assert sizes(0.01, 0.0) == pytest.approx([1.0] * 8)
+    assert sizes(0.01, 1.0) == pytest.approx([0.01] * 8)
+    assert sizes(3.0, 1.0) == pytest.approx([1.0] * 8)
 
 
 def test_steps_to_uniform_is_the_first_step_of_the_last_stay() -> None:
