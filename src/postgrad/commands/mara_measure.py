@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from postgrad.mara.answers import read_sides
 from postgrad.mara.config import MeasureConfig
 from postgrad.mara.figures import measure_figures
 from postgrad.mara.measure import OVERALL, PER_PROMPT, measure
+from postgrad.mara.semantics import Models
 
 KIND = "mara.measure"
 _HEADLINES = ("unique_fraction", "answer_entropy", "pass_at_1", "pass_at_k")
@@ -39,7 +40,9 @@ def main(
     """Measures files side by side, prints and writes the result; see `postgrad mara measure --help`."""
     config = validate(MeasureConfig, options)
     sides = read_sides(files, config, good)
-    record = to_plain({"good": None if good is None else str(good), **measure(sides, config)})[0]
+    models, notes = _models(config)
+    record = to_plain({"good": None if good is None else str(good), **measure(sides, config, models)})[0]
+    record["notes"] += notes()
     folder = default_out(out, _name(files))
     with derived_run(folder, config, KIND, argv, seed=config.seed) as run:
         replace_file(run.path / "measure.json", pretty_json(record))
@@ -57,6 +60,33 @@ def main(
         print(f"  note: {words}")
     print(f"\nreport: {page}")
     return 0
+
+
+def _models(config: MeasureConfig) -> tuple[Models, Callable[[], list[str]]]:
+    """What compares meanings, and what there is to say of it afterwards; nothing is loaded that is not asked for."""
+    if config.embedder is None and config.partition is None:
+        return Models(), list
+    from postgrad.mara.encoders import PairClassifier, TextEncoder
+
+    embed = (
+        None if config.embedder is None else TextEncoder(config.embedder, config.device, config.batch_size)
+    )
+    same = None
+    if config.partition is not None:
+        same = PairClassifier(
+            config.partition,
+            config.partition_tokenizer,
+            config.partition_label,
+            config.partition_tokens,
+            config.device,
+            config.batch_size,
+        )
+
+    def notes() -> list[str]:
+        cut = 0 if embed is None else embed.num_cut
+        return [f"The embedder read only the beginning of {cut} answers."] if cut else []
+
+    return Models(embed, same), notes
 
 
 # -- tables --------------------------------------------------------------------------------------------------------

@@ -36,7 +36,9 @@ def main(
     for prefix in sorted({key.rsplit("/", 1)[0] for key in metrics if key.endswith("/pass_rate")}):
         name = prefix.removeprefix("eval").lstrip("/") or "all tasks"
         rate, low, high = (metrics[f"{prefix}/pass_rate{end}"] for end in ("", "_low", "_high"))
-        print(f"{name:<24} {rate:.3f} [{low:.3f}, {high:.3f}]")
+        reward = metrics.get(f"{prefix}/reward_mean")
+        shown = "" if reward is None else f"   reward {reward:.3f}"
+        print(f"{name:<24} {rate:.3f} [{low:.3f}, {high:.3f}]{shown}")
     return 0
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from postgrad.core.config import read_toml, validate
-from postgrad.core.errors import ConfigError
+from postgrad.core.errors import ConfigError, ModelError
+from postgrad.core.models.paths import is_offline, looks_local
 from postgrad.core.protocols import RewardTransform, TransformContext
 from postgrad.core.run import Run
 from postgrad.rl.config import RLConfig, make_config
+from postgrad.tasks.judge import check_judges
 
 
 def resolve_config(
@@ -108,7 +110,7 @@ def summarise(run: Run, count: int = 3) -> None:
 
 
 def headline(run: Run) -> str:
-    """`held-out pass rate: 0.21 [0.18, 0.24] -> 0.86 [0.83, 0.89]`."""
+    """`held-out pass rate: 0.21 [0.18, 0.24] -> 0.86 [0.83, 0.89], reward -0.58 -> 0.72`."""
     rows = [row for row in run.metrics() if row.get("eval/pass_rate") is not None]
 
     def show(row: Mapping[str, Any]) -> str:
@@ -116,14 +118,23 @@ def headline(run: Run) -> str:
             f"{row['eval/pass_rate']:.2f} [{row['eval/pass_rate_low']:.2f}, {row['eval/pass_rate_high']:.2f}]"
         )
 
-    return f"held-out pass rate: {show(rows[0])} -> {show(rows[-1])}"
+    means = [row.get("eval/reward_mean") for row in (rows[0], rows[-1])]
+    reward = "" if None in means else f", reward {means[0]:.2f} -> {means[1]:.2f}"
+    return f"held-out pass rate: {show(rows[0])} -> {show(rows[-1])}{reward}"
 
 
 def _dry_run(config: RLConfig) -> int:
     from postgrad.rl.plan import make_plan
 
     print(json.dumps(config.model_dump(mode="json"), indent=2))
-    for line in make_plan(config).lines(config.steps):
+    check_judges(config.data.tasks)
+    try:
+        lines = make_plan(config).lines(config.steps)
+    except ModelError as error:
+        if looks_local(config.model.path) or not is_offline():
+            raise
+        lines = [f"memory and time     not estimated: {error}"]
+    for line in lines:
         print(line)
     print("dry run: nothing was written")
     return 0

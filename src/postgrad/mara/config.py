@@ -144,6 +144,10 @@ class ExplainConfig(Config):
         return self
 
 
+NOVELTY_THRESHOLDS = (-7.71875, -6.28125, -6.0, -5.71875, -5.5, -5.0, -4.375, -3.4375, -2.046875)
+"""Of raw rewards, for utilities 1 to 10 (novelty-bench, src/score.py)."""
+
+
 class MeasureConfig(Config):
     """`postgrad mara measure`."""
 
@@ -167,6 +171,26 @@ class MeasureConfig(Config):
     """Tanimoto distance above which molecules count separately in #Circles."""
     max_molecules: int = Field(default=2000, ge=2)
     """Vendi and IntDiv1 compare at most so many molecules, evenly spread: memory grows with their square."""
+    embedder: str | None = None
+    """Directory or hub name of a sentence encoder, for semantic diversity: mean cosine distance of the answers to a prompt."""
+    partition: str | None = None
+    """Directory or hub name of a classifier that says whether two answers do the same for a reader, for distinct and
+    utility (NoveltyBench: yimingzhang/deberta-v3-large-generation-similarity)."""
+    partition_tokenizer: str | None = None
+    """Where the classifier's tokenizer is, if not with it (NoveltyBench: microsoft/deberta-v3-large)."""
+    partition_threshold: float = Field(default=0.102, ge=0, lt=1)
+    """Two answers are the same when their chance of it is above this (NoveltyBench: 0.102)."""
+    partition_label: int = Field(default=1, ge=0)
+    """The classifier's output that says the same."""
+    partition_tokens: int = Field(default=128, ge=1)
+    """Tokens of each answer that the classifier reads (NoveltyBench: 128)."""
+    utility_thresholds: tuple[float, ...] = NOVELTY_THRESHOLDS
+    """Rewards at which an answer's utility goes up by one, from 1; joined by commas. The default is NoveltyBench's and fits
+    its reward model, Skywork-Reward-Gemma-2-27B-v0.2. none: the reward is the utility, as for a judge's 1 to 10."""
+    device: str = "auto"
+    """Of embedder and classifier: auto, cpu, cuda, cuda:N."""
+    batch_size: int = Field(default=32, ge=1)
+    """Texts or pairs in one forward pass."""
     bootstrap: int = Field(default=1000, ge=100)
     """Draws of prompts behind every interval."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
@@ -178,5 +202,19 @@ class MeasureConfig(Config):
     @classmethod
     def _lists(cls, data: object) -> object:
         if isinstance(data, dict) and isinstance(data.get("phases"), str):
-            return {**data, "phases": [part.strip() for part in data["phases"].split(",") if part.strip()]}
+            data = {**data, "phases": [part.strip() for part in data["phases"].split(",") if part.strip()]}
+        if isinstance(data, dict) and "utility_thresholds" in data:
+            given = data["utility_thresholds"]
+            data = {
+                **data,
+                "utility_thresholds": []
+                if given in ("none", None)
+                else _numbers("utility_thresholds", given),
+            }
         return data
+
+    @model_validator(mode="after")
+    def _increasing(self) -> MeasureConfig:
+        if list(self.utility_thresholds) != sorted(set(self.utility_thresholds)):
+            raise ValueError(f"utility_thresholds must increase; received {self.utility_thresholds}")
+        return self

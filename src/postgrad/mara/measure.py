@@ -16,12 +16,16 @@ import numpy as np
 from postgrad.mara import diversity
 from postgrad.mara.answers import Answer, Group, Side
 from postgrad.mara.config import MeasureConfig
+from postgrad.mara.semantics import Models, semantic_metrics, semantic_notes
 
 PER_PROMPT: dict[str, str] = {
     "unique_fraction": "different answers / answers",
     "answer_entropy": "answer entropy, nats",
     "ead": "EAD",
     "self_bleu": "self-BLEU",
+    "semantic_diversity": "semantic diversity",
+    "distinct": "distinct (classes per prompt)",
+    "utility": "utility",
     "pass_at_1": "pass@1",
     "pass_at_k": "pass@k",
     "distinct_good": "different good answers per prompt",
@@ -53,8 +57,8 @@ class Estimate(NamedTuple):
     high: float | None
 
 
-def measure(sides: Sequence[Side], config: MeasureConfig) -> dict[str, Any]:
-    """Everything about all sides, as plain values that are written as measure.json and drawn.
+def measure(sides: Sequence[Side], config: MeasureConfig, models: Models | None = None) -> dict[str, Any]:
+    """Everything about all sides, as plain values that are written as measure.json and drawn; `models` compare meanings.
 
     Keys: `k` (None without verdicts), `vocabulary`, `sides` (each with name, path, counts, `metrics` of
     {value, low, high}, `curves`, `molecules` to draw), `differences` (side − first side, over prompts that both have), `notes`.
@@ -66,8 +70,14 @@ def measure(sides: Sequence[Side], config: MeasureConfig) -> dict[str, Any]:
     (0.75, 0.75)
     """
     k = config.k or _common_k(sides)
-    tables = [{group.prompt_id: prompt_metrics(group, k, config) for group in side.groups} for side in sides]
+    models = models or Models()
+    meanings = semantic_metrics(sides, config, models)
+    tables = [
+        {g.prompt_id: {**prompt_metrics(g, k, config), **mine.get(g.prompt_id, {})} for g in side.groups}
+        for side, mine in zip(sides, meanings, strict=True)
+    ]
     notes = [note for side in sides for note in side.notes] + _notes(sides, tables, k, config)
+    notes += semantic_notes(sides, config, models)
     return {
         "k": k,
         "vocabulary": config.vocabulary,

@@ -33,7 +33,10 @@ def check_judges(tasks: Sequence[TaskConfig]) -> None:
     """
     for task in tasks:
         if task.reward_model is not None:
-            _check_reward_model(task.reward_model)
+            try:
+                _check_reward_model(task.reward_model)
+            except ModelError as error:
+                raise ModelError(f"The reward model of task {task.name!r}: {error}") from None
         if task.judge is not None:
             _check_judge(task.judge, task.name)
 

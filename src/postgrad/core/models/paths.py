@@ -88,6 +88,11 @@ def looks_local(name: str) -> bool:
     return name.startswith((".", "~", os.sep)) or name.count("/") > 1 or "\\" in name or name.endswith("/")
 
 
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids the hub."""
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+
+
 def _sibling_hint(path: Path) -> str:
     parent = path.parent
     if not parent.is_dir():
@@ -113,10 +118,9 @@ def _from_hub(name: str, revision: str | None, *, trust_remote_code: bool) -> tu
             )
         )
     except Exception as error:  # many kinds: offline, not found, gated, bad name, disk full
-        offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
         reason = (
             "HF_HUB_OFFLINE is set and it is not in the local cache; unset it, or download it elsewhere"
-            if offline
+            if is_offline()
             else f"the hub says {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         )
         at = f" at revision {revision!r}" if revision else ""
