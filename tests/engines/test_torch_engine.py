@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from postgrad.core.errors import EngineError
+from postgrad.core.models.memory import MemoryConfig, attach, memory_layers
 from postgrad.core.models.model import Model
 from postgrad.core.types import Request, Sample
 from postgrad.engines import TorchEngine, generate
@@ -120,6 +121,41 @@ def test_greedy_equals_generate_token_for_token(name: str) -> None:
         expected = output[0, ids.shape[1] :].tolist()
         assert sample.token_ids.tolist() == expected
         assert sample.stop_reason == ("stop" if expected[-1] == EOS else "length")
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gpt2"])
+@pytest.mark.parametrize("mode", ["additive", "replace"])
+def test_a_model_with_memory_generates_what_generate_does(name: str, mode: str) -> None:
+    model = build(name)
+    options = {"num_slots": 30, "num_heads": 2, "top_k": 4, "key_dim": 9, "scale": 3.0, "shared_values": True}
+    without = greedy(model, requests(4, temperature=0.0))
+    attach(model.module, MemoryConfig(layers=(0, 1), mode=mode, **options))  # type: ignore[arg-type]
+    wanted = requests(4, temperature=0.0)
+    engine = TorchEngine(model, slots=3, max_length=64)
+    assert isinstance(engine.decoder, HFDecoder)
+    found = [sample.token_ids.tolist() for sample in generate(engine, wanted)]
+    assert found == greedy(model, wanted)
+    assert found != without
+    with torch.no_grad():
+        for layer in memory_layers(model.module).values():
+            layer.table.weight.zero_()
+    engine.load_weights(model.module.state_dict(), 1)
+    found = [sample.token_ids.tolist() for sample in generate(engine, wanted)]
+    assert found == greedy(model, wanted)
+    assert found == without or mode == "replace"
+
+
+def greedy(model: Model, wanted: list[Request]) -> list[list[int]]:
+    """`model.generate`'s tokens, without what follows the stop token."""
+    found = []
+    for request in wanted:
+        ids = torch.from_numpy(request.prompt_tokens)[None]
+        output = model.module.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=request.max_tokens, do_sample=False
+        )
+        tokens = output[0, ids.shape[1] :].tolist()
+        found.append(tokens[: tokens.index(EOS) + 1] if EOS in tokens else tokens)
+    return found
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gpt2", "gemma3"])

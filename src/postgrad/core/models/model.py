@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from postgrad.core.errors import ModelError
+from postgrad.core.models.memory.attach import load_memory
 from postgrad.core.models.paths import locate
 
 if TYPE_CHECKING:
@@ -235,7 +236,7 @@ def _load_module(path: Path, dtype: torch.dtype, *, trust_remote_code: bool) -> 
             "Check that every *.safetensors file of the index is complete; copy or download it again."
         ) from None
     module, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
-    missing = sorted(info.get("missing_keys", ()))
+    missing = load_memory(module, path, sorted(info.get("missing_keys", ())))
     if missing:
         raise ModelError(
             f"The weights in {path} lack {len(missing)} tensors of {type(module).__name__}: "

@@ -26,6 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from postgrad.core.models.memory import memory_config
+
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 
 
@@ -36,6 +38,7 @@ def supports(module: PreTrainedModel) -> bool:
     rope = getattr(config, "rope_parameters", None) or {}
     return (
         config.model_type in SUPPORTED
+        and memory_config(module) is None
         and module.dtype == torch.float32
         and set(layer_types) == {"full_attention"}
         and (config.model_type != "mistral" or config.sliding_window is None)

@@ -1,0 +1,153 @@
+"""The Memory+ layer: look up slots, read values, gate, project (2412.09764, 2510.15103).
+
+    I = TopK(K·q(x), k);  s = softmax(K_I·q) in fp32;  y = Σ_heads s·V_I;  out = (y ⊙ silu(W1·x))·W2
+
+Keys per head, values shared by the heads. A layer that is being taught (`Selection`) reads as always, and its gradient goes to
+the chosen rows alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from postgrad.core.models.memory.config import MemoryConfig
+from postgrad.core.models.memory.ops import (
+    Found,
+    flat_lookup,
+    half_sizes,
+    product_lookup,
+    read,
+    read_selected,
+)
+
+
+@dataclass
+class Accesses:
+    """What one forward pass of a layer looked up: slots and weights [T, H·k]."""
+
+    slots: Tensor
+    weights: Tensor
+
+
+@dataclass
+class Selection:
+    """Which rows of a layer are being taught.
+
+    Attributes:
+        choose: called once per forward pass with what it accessed; the rows to teach, sorted.
+        rows: int64 [R], its last answer.
+        active: the values of these rows, a leaf whose `grad` is theirs after backward.
+    """
+
+    choose: Callable[[Accesses], Tensor]
+    rows: Tensor | None = None
+    active: Tensor | None = None
+
+
+class ValueTable(nn.Module):
+    """V: N values of width dv, N(0, dv^-½)."""
+
+    def __init__(self, num_slots: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_slots, width))
+
+    def reset(self, generator: torch.Generator) -> None:
+        """Initial values."""
+        with torch.no_grad():
+            self.weight.normal_(std=self.weight.shape[1] ** -0.5, generator=generator)
+
+
+class MemoryLayer(nn.Module):
+    """A memory in the place of an MLP, or beside it: [..., D] to [..., D].
+
+    Args:
+        config: sizes.
+        width: D.
+        table: of another layer, where values are shared; it is not registered here a second time.
+
+    Attributes:
+        accesses: set to a list, every forward pass appends to it; None = off.
+        selection: rows that are being taught; None = none.
+    """
+
+    def __init__(self, config: MemoryConfig, width: int, table: ValueTable | None = None) -> None:
+        super().__init__()
+        self.config = config
+        value_dim = config.value_dim or width
+        halves = (config.key_dim // 2, config.key_dim - config.key_dim // 2)
+        heads = config.num_heads
+        self.query = nn.Linear(width, heads * config.key_dim, bias=False)
+        if config.index == "product":
+            sizes = half_sizes(config.num_slots)
+            parts = list(zip(sizes, halves, strict=True))
+        else:
+            parts = [(config.num_slots, config.key_dim)]
+        self.keys = nn.ParameterList([torch.empty(heads, size, dim) for size, dim in parts])
+        self.norms = nn.ModuleList([nn.LayerNorm(dim) for _, dim in parts] if config.query_norm else [])
+        self.gate = nn.Linear(width, value_dim, bias=False)
+        self.out = nn.Linear(value_dim, width, bias=False)
+        self.scale = nn.Parameter(torch.tensor(config.scale)) if config.mode == "additive" else None
+        if table is None:
+            self.values = ValueTable(config.num_slots, value_dim)
+        self._lent = [] if table is None else [table]  # in a list, so that it stays the other layer's
+        self.accesses: list[Accesses] | None = None
+        self.selection: Selection | None = None
+
+    @property
+    def table(self) -> ValueTable:
+        """The values, own or shared."""
+        return self._lent[0] if self._lent else self.values
+
+    def reset(self, generator: torch.Generator) -> None:
+        """Initial weights: keys U(±1/√d), query and projections Xavier, values N(0, dv^-½)."""
+        with torch.no_grad():
+            for key in self.keys:
+                bound = 1 / math.sqrt(key.shape[-1])
+                key.uniform_(-bound, bound, generator=generator)
+            for linear in (self.query, self.gate, self.out):
+                nn.init.xavier_uniform_(linear.weight, generator=generator)
+        if not self._lent:
+            self.values.reset(generator)
+
+    def look_up(self, x: Tensor) -> Found:
+        """Scores (fp32) and slots [T, H, k] of x [T, D]."""
+        query = self.query(x).float().unflatten(-1, (self.config.num_heads, self.config.key_dim))
+        parts = query.split([key.shape[-1] for key in self.keys], -1)
+        if self.norms:
+            parts = [
+                F.layer_norm(part, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
+                for norm, part in zip(self.norms, parts, strict=True)
+            ]
+        keys = [key.float() for key in self.keys]
+        if len(keys) == 1:
+            return flat_lookup(parts[0], keys[0], self.config.top_k)
+        return product_lookup(*parts, *keys, self.config.top_k)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """out of the module's equations, times the scale of an additive layer."""
+        x = hidden.flatten(0, -2)
+        found = self.look_up(x)
+        weights = found.scores.softmax(-1).flatten(1)
+        slots = found.slots.flatten(1)
+        if self.accesses is not None:
+            self.accesses.append(Accesses(slots, weights.detach()))
+        y = self._read(slots, weights)
+        out = self.out(y.to(x.dtype) * F.silu(self.gate(x)))
+        if self.scale is not None:
+            out = out * self.scale
+        return out.view_as(hidden)
+
+    def _read(self, slots: Tensor, weights: Tensor) -> Tensor:
+        values = self.table.weight
+        if self.selection is None:
+            return read(values, slots, weights)
+        rows = self.selection.choose(Accesses(slots, weights.detach()))
+        self.selection.rows = rows
+        self.selection.active = values.detach()[rows].requires_grad_()
+        return read_selected(self.selection.active, values.detach(), slots, weights, rows)

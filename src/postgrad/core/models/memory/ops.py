@@ -1,0 +1,161 @@
+"""Look-up and reading of a memory layer, as pure functions (1907.05242, 2412.09764).
+
+Symbols: q = `query`, K = `keys`, I = `slots`, s = `weights`, V = `values`, TopK as in the papers.
+
+Shapes: T tokens, H heads, N slots, A × B = N the two sets of half keys, k slots per look-up, D width of a value, R selected rows.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class Found(NamedTuple):
+    """What a look-up gives: scores and slots [T, H, k], best first."""
+
+    scores: Tensor
+    slots: Tensor
+
+
+def half_sizes(num_slots: int) -> tuple[int, int]:
+    """(A, B) with A·B = N and A the greatest divisor up to √N; a prime N gives (1, N), which is a flat set.
+
+    >>> half_sizes(1024), half_sizes(12), half_sizes(7)
+    ((32, 32), (3, 4), (1, 7))
+    """
+    for first in range(math.isqrt(num_slots), 0, -1):
+        if num_slots % first == 0:
+            return first, num_slots // first
+    raise ValueError(f"a table has at least one slot; received {num_slots}")
+
+
+def flat_lookup(query: Float[Tensor, "T H d"], keys: Float[Tensor, "H N d"], k: int) -> Found:
+    """TopK(K·q) over all N keys: the oracle."""
+    return Found(*torch.einsum("thd,hnd->thn", query, keys).topk(k, -1))
+
+
+def product_lookup(
+    first: Float[Tensor, "T H d1"],
+    second: Float[Tensor, "T H d2"],
+    first_keys: Float[Tensor, "H A d1"],
+    second_keys: Float[Tensor, "H B d2"],
+    k: int,
+) -> Found:
+    """TopK over all A·B pairs of half keys, exactly, from A + B half scores; slot (a, b) is a·B + b.
+
+    The score of a pair is the sum of its halves', so with both halves sorted a pair at ranks (i, j), counted from 0, is
+    beaten by (i + 1)(j + 1) − 1 others: only pairs with (i + 1)(j + 1) ≤ k can be among the best k.
+
+    >>> one = torch.ones(1, 1, 1)
+    >>> found = product_lookup(one, one, torch.tensor([[[0.0], [3.0]]]), torch.tensor([[[1.0], [0.0]]]), 3)
+    >>> found.scores.tolist(), found.slots.tolist()
+    ([[[4.0, 3.0, 1.0]]], [[[2, 3, 0]]])
+    """
+    size = second_keys.shape[1]
+    best = torch.einsum("thd,hnd->thn", first, first_keys).topk(min(k, first_keys.shape[1]), -1)
+    other = torch.einsum("thd,hnd->thn", second, second_keys).topk(min(k, size), -1)
+    ranks = _candidates(best.values.shape[-1], other.values.shape[-1], k)
+    rows, columns = (rank.to(first.device) for rank in ranks)
+    sums = best.values[..., rows] + other.values[..., columns]
+    slots = best.indices[..., rows] * size + other.indices[..., columns]
+    scores, place = sums.topk(k, -1)
+    return Found(scores, slots.gather(-1, place))
+
+
+@cache
+def _candidates(first: int, second: int, k: int) -> tuple[Tensor, Tensor]:
+    """Ranks (i, j) that can be among the best k, as two index vectors."""
+    pairs = [(i, j) for i in range(first) for j in range(second) if (i + 1) * (j + 1) <= k]
+    return torch.tensor([i for i, _ in pairs]), torch.tensor([j for _, j in pairs])
+
+
+def read(
+    values: Float[Tensor, "N D"], slots: Int[Tensor, "T M"], weights: Float[Tensor, "T M"]
+) -> Float[Tensor, "T D"]:
+    """y = Σ_m s_m·V[I_m], heads and look-ups together (M = H·k). Bytes: T·M·D values read once.
+
+    >>> read(torch.tensor([[1.0], [10.0]]), torch.tensor([[0, 1]]), torch.tensor([[2.0, 0.5]])).tolist()
+    [[7.0]]
+    """
+    return F.embedding_bag(slots, values, per_sample_weights=weights.to(values.dtype), mode="sum")
+
+
+def selected_gradient(
+    gradient: Float[Tensor, "T D"],
+    slots: Int[Tensor, "T M"],
+    weights: Float[Tensor, "T M"],
+    rows: Int[Tensor, " R"],
+) -> Float[Tensor, "R D"]:
+    """The gradient of `read` in the values of chosen rows alone: g_r = Σ over (t, m) with I_tm = r of s_tm·∂L/∂y_t.
+
+    It is a `read` of the output's gradient: the pairs of chosen rows, sorted by row, are the bags. Memory and work are those
+    of these pairs; no [N, D] is ever made.
+
+    Args:
+        gradient: ∂L/∂y.
+        slots, weights: as read.
+        rows: different slots, sorted.
+
+    >>> g = torch.tensor([[1.0], [10.0]])
+    >>> slots, weights = torch.tensor([[0, 5], [5, 7]]), torch.tensor([[0.5, 2.0], [1.0, 1.0]])
+    >>> selected_gradient(g, slots, weights, torch.tensor([5, 6])).tolist()  # 2·1 + 1·10; never read
+    [[12.0], [0.0]]
+    """
+    flat = slots.flatten()
+    place = torch.searchsorted(rows.contiguous(), flat).clamp(max=len(rows) - 1)
+    pairs = (rows[place] == flat).nonzero().squeeze(-1)
+    bag, order = place[pairs].sort(stable=True)
+    pairs = pairs[order]
+    offsets = torch.searchsorted(bag, torch.arange(len(rows), device=bag.device))
+    chosen = weights.flatten()[pairs].to(gradient.dtype)
+    return F.embedding_bag(pairs // slots.shape[1], gradient, offsets, per_sample_weights=chosen, mode="sum")
+
+
+class _ReadSelected(torch.autograd.Function):
+    """`read`, differentiable in `active` (the values of the selected rows) and in the weights, not in the table."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        active: Tensor,
+        values: Tensor,
+        slots: Tensor,
+        weights: Tensor,
+        rows: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(values, slots, weights, rows)
+        return read(values, slots, weights)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        values, slots, weights, rows = ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
+        (gradient,) = gradients
+        active = selected_gradient(gradient, slots, weights, rows)
+        scores = None
+        if ctx.needs_input_grad[3]:  # pyright: ignore[reportAttributeAccessIssue]
+            scores = torch.einsum("td,tmd->tm", gradient, values[slots])
+        return active, None, None, scores, None
+
+
+def read_selected(
+    active: Float[Tensor, "R D"],
+    values: Float[Tensor, "N D"],
+    slots: Int[Tensor, "T M"],
+    weights: Float[Tensor, "T M"],
+    rows: Int[Tensor, " R"],
+) -> Float[Tensor, "T D"]:
+    """`read`, whose gradient goes to `active` alone by `selected_gradient`.
+
+    Args:
+        active: equal to values[rows]; a leaf that requires a gradient.
+        values, slots, weights: as for `read`.
+        rows: different slots, sorted.
+    """
+    return _ReadSelected.apply(active, values, slots, weights, rows)  # pyright: ignore[reportReturnType]
