@@ -13,7 +13,7 @@ _COLUMNS, _WIDTH, _HEIGHT = 6, 180, 150
 _COLOURS = {9: (0.0, 0.45, 0.4), 16: (0.55, 0.4, 0.0), 17: (0.0, 0.5, 0.1), 35: (0.5, 0.25, 0.05)}
 """Of fluorine, sulphur, chlorine, bromine: darker than RDKit's, which are pale on white."""
 _COMMENT = re.compile(r"<\?xml.*?\?>|<!--.*?-->", re.DOTALL)
-_SIZE = re.compile(r"(<svg[^>]*?) width='\d+px' height='\d+px'", re.DOTALL)
+_SIZE = re.compile(r"(<svg[^>]*?)\s+width='\d+px'\s+height='\d+px'")
 _PICK_SEED = 1
 
 
