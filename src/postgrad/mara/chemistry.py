@@ -46,11 +46,11 @@ def amide(prompt: Prompt, completion: str) -> float:
 
 def synth_score(smiles: str) -> float:
     """The number of `synth`, of a SMILES string."""
-    from rdkit.Chem.Lipinski import NumHDonors
+    from rdkit.Chem.rdMolDescriptors import CalcNumHBD
     from rdkit.Chem.QED import qed
 
     molecule = _definite(smiles)
-    if molecule is None or NumHDonors(molecule) >= _MAX_DONORS:
+    if molecule is None or CalcNumHBD(molecule) >= _MAX_DONORS:
         return 0.0
     value = float(qed(molecule)) * _sigmoid(_SA_SLOPE * (_SA_CENTRE - _scorer().calculateScore(molecule)))
     return min(1.0, value) if math.isfinite(value) else 0.0
