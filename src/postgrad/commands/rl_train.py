@@ -120,7 +120,9 @@ def headline(run: Run) -> str:
 
     means = [row.get("eval/reward_mean") for row in (rows[0], rows[-1])]
     reward = "" if None in means else f", reward {means[0]:.2f} -> {means[1]:.2f}"
-    return f"held-out pass rate: {show(rows[0])} -> {show(rows[-1])}{reward}"
+    failed = rows[-1].get("eval/verify_failed_fraction") or 0.0
+    warning = f" ({failed:.0%} could not be judged and have no reward)" if failed else ""
+    return f"held-out pass rate: {show(rows[0])} -> {show(rows[-1])}{reward}{warning}"
 
 
 def _dry_run(config: RLConfig) -> int:

@@ -79,6 +79,7 @@ def _metrics(groups: Sequence[Group], rollout: Rollout) -> dict[str, float]:
         if rewards:
             metrics[f"{prefix}/reward_mean"] = sum(rewards) / len(rewards)
     samples = [sample for group in groups for sample in group.samples]
+    metrics["eval/verify_failed_fraction"] = sum(sample.reward is None for sample in samples) / len(samples)
     metrics["eval/completion_tokens_mean"] = sum(sample.num_tokens for sample in samples) / len(samples)
     metrics["eval/truncated_fraction"] = sum(sample.stop_reason == "length" for sample in samples) / len(
         samples

@@ -282,6 +282,7 @@ def test_the_recipe_from_prompts_to_measures(
         assert row["rollout/verify_failed_fraction"] == 0
         assert 2 / 16 <= row["mara/good_fraction"] < 0.4  # the best two of 16, and those that say the same
         assert math.isfinite(row["rollout/reward_mean"])
+    assert metrics[0]["eval/verify_failed_fraction"] == 0
     logged = [row for row in run.samples() if row["phase"] == "before"]
     assert len(logged) == 5 * 10
     assert metrics[0]["eval/reward_mean"] == pytest.approx(
@@ -383,6 +384,9 @@ def test_a_total_outage_stops_the_run(
     words += ["--data.holdout_fraction", "0.2", "--out", str(tmp_path / "run"), "--data.instruction", ""]
     words += [*SMALL, "--eval.prompts", "3"]
     assert main(words) == 2
+    first = Run.open(tmp_path / "run").metrics()[0]
+    assert first["eval/verify_failed_fraction"] == 1
+    assert "eval/reward_mean" not in first
     printed = capsys.readouterr().err
     assert "None of the 64 samples of update 1 could be verified" in printed
     assert "127.0.0.1:9" in printed
