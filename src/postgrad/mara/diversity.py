@@ -204,7 +204,7 @@ def semantic_diversity(answers: Sequence[str], embedder: Embedder) -> float:
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = vectors / np.where(norms == 0, 1.0, norms)
     off_diagonal = np.square(unit.sum(0)).sum() - np.square(unit).sum()
-    return float(1.0 - off_diagonal / (size * (size - 1)))
+    return max(0.0, float(1.0 - off_diagonal / (size * (size - 1))))  # rounding
 
 
 def partition(answers: Sequence[Item], same: Callable[[Item, Item], bool]) -> list[int]:
