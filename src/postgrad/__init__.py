@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any
 from postgrad._version import __version__
 
 if TYPE_CHECKING:
-    from postgrad import mara, rl, scaling, tasks
+    from postgrad import mara, memory, rl, scaling, tasks
     from postgrad.core.errors import PostgradError
     from postgrad.core.models import Model, load
     from postgrad.core.run import Run
 
-__all__ = ["Model", "PostgradError", "Run", "__version__", "load", "mara", "rl", "scaling", "tasks"]
+__all__ = ["Model", "PostgradError", "Run", "__version__", "load", "mara", "memory", "rl", "scaling", "tasks"]
 
 _MODULES = {
     "mara": "postgrad.mara",
+    "memory": "postgrad.memory",
     "rl": "postgrad.rl",
     "scaling": "postgrad.scaling",
     "tasks": "postgrad.tasks",

@@ -17,6 +17,7 @@ import click
 
 from postgrad._version import __version__
 from postgrad.cli.mara import mara
+from postgrad.cli.memory import memory
 from postgrad.cli.options import check_overrides, split_words
 from postgrad.cli.scaling import scaling
 from postgrad.cli.tree import ARGV_KEY, DottedCommand, HintingGroup, group_settings
@@ -79,6 +80,7 @@ def cli(debug: bool) -> None:
 
 
 cli.add_command(mara)
+cli.add_command(memory)
 cli.add_command(scaling)
 
 

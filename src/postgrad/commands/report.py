@@ -19,6 +19,7 @@ _WRITERS = {
     "scaling.backtest": "scaling_backtest",
     "mara.explain": "mara_explain",
     "mara.measure": "mara_measure",
+    "memory.learn": "memory_learn",
 }
 """Kind of run → module of this package whose `rewrite_report` knows more than the metrics say."""
 

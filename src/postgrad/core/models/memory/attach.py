@@ -18,6 +18,7 @@ from postgrad.core.config import validate
 from postgrad.core.errors import ModelError
 from postgrad.core.models.memory.config import MemoryConfig
 from postgrad.core.models.memory.layer import MemoryLayer
+from postgrad.core.models.memory.patch import apply_patch, patch_files, read_patch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -118,7 +119,7 @@ def memory_layers(module: nn.Module) -> dict[str, MemoryLayer]:
 
 
 def load_memory(module: PreTrainedModel, path: Path, missing: list[str]) -> list[str]:
-    """Attaches what config.json says and reads its weights from the safetensors files of `path`, in place.
+    """Attaches what config.json says, reads its weights from the safetensors files of `path` and applies its patches, in place.
 
     Args:
         module: loaded without its memory.
@@ -129,7 +130,7 @@ def load_memory(module: PreTrainedModel, path: Path, missing: list[str]) -> list
         Those of `missing` that are still missing (in replaced MLPs there are none).
 
     Raises:
-        ModelError: weights of the memory are missing or have other shapes.
+        ModelError: weights of the memory are missing or have other shapes, or a patch does not fit.
     """
     config = memory_config(module)
     if config is None:
@@ -147,6 +148,8 @@ def load_memory(module: PreTrainedModel, path: Path, missing: list[str]) -> list
             )
         with torch.no_grad():
             tensor.copy_(found[name])
+    for file in patch_files(path):
+        apply_patch(module, read_patch(file))
     present = module.state_dict().keys()
     return [name for name in missing if name in present]
 

@@ -1,0 +1,182 @@
+"""A stream of edits: texts in, one patch after the other out; evaluated on the way, resumed where it stopped.
+
+What has been learned is what lies in the model's directory: each patch carries the stream's name and its place in it, so a stream
+that was killed goes on after the last patch that is there. Rivals (`rivals.py`) go the same way, but change a model in memory
+only; they start again from the beginning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from postgrad.core.errors import DataError
+from postgrad.core.models import Model
+from postgrad.core.models.memory.patch import fingerprint
+from postgrad.core.protocols import Logger
+from postgrad.memory.batches import encode_texts, pad
+from postgrad.memory.config import LearnConfig
+from postgrad.memory.data import Fact
+from postgrad.memory.evaluate import answer_questions, text_loss
+from postgrad.memory.profile import Profile
+from postgrad.memory.rivals import Rival
+from postgrad.memory.sparse import SparseLearner
+from postgrad.memory.store import PatchStore
+
+
+@dataclass(frozen=True)
+class Probes:
+    """What is looked at to see what was learned and what was kept.
+
+    Attributes:
+        keep: facts that the model knew before; their questions are asked.
+        background: texts whose loss is taken.
+        answer_tokens: longest answer.
+    """
+
+    keep: tuple[Fact, ...] = ()
+    background: tuple[str, ...] = ()
+    answer_tokens: int = 32
+
+
+def learn(
+    model: Model,
+    folder: Path,
+    facts: Sequence[Fact],
+    config: LearnConfig,
+    log: Logger,
+    *,
+    probes: Probes | None = None,
+    background: Sequence[str] = (),
+    note: Callable[[str], None] = lambda text: None,
+) -> dict[str, float]:
+    """Teaches facts in order, `config.per_edit` at a time; the metrics of the end.
+
+    Args:
+        model: loaded from `folder`; changes in place.
+        folder: model directory; with method sparse it gets the patches.
+        facts: what is to be learned.
+        config: how.
+        log: one row per edit, at the number of facts taught.
+        probes: for evaluation.
+        background: texts for the rivals that need them.
+        note: told in words what is skipped.
+
+    Raises:
+        DataError: a text that is too long, no background profile where the score needs one.
+        ModelError: the model has no memory, or a patch cannot be written; the patches so far stay.
+        TrainingError: a loss is not finite; the patches so far stay.
+    """
+    probes = probes or Probes()
+    edits = [facts[i : i + config.per_edit] for i in range(0, len(facts), config.per_edit)]
+    rows = [
+        [
+            row
+            for fact in edit
+            for row in encode_texts(model, fact.texts, config.max_tokens, cut=fact.question is None)
+        ]
+        for edit in edits
+    ]  # all texts are checked before anything is learned
+    teach = _teacher(model, folder, config, background)
+    done = teach.done(stream_name(model, facts, config)) if isinstance(teach, _Sparse) else 0
+    if done:
+        note(f"{done} of {len(edits)} edits are in force already; going on after them.")
+    if not done:
+        log.log(0, _evaluate(model, [], probes))
+    metrics: dict[str, float] = {}
+    for index, (edit, texts) in enumerate(zip(edits, rows, strict=True)):
+        if index < done:
+            continue
+        taught = (index + 1) * config.per_edit
+        metrics = teach(edit, texts, index)
+        last = index + 1 == len(edits)
+        if last or (config.evaluate_every and (index + 1) % config.evaluate_every == 0):
+            metrics |= _evaluate(model, facts[:taught], probes)
+        log.log(index + 1, metrics)
+    return metrics
+
+
+def stream_name(model: Model, facts: Sequence[Fact], config: LearnConfig) -> str:
+    """Names a stream by model, texts and config: twelve hex digits."""
+    content = [fingerprint(model.module), config.model_dump(mode="json"), [[f.id, *f.texts] for f in facts]]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+
+
+def _evaluate(model: Model, taught: Sequence[Fact], probes: Probes) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for name, facts in (("learned", taught), ("kept", probes.keep)):
+        answers = answer_questions(model, facts, probes.answer_tokens)
+        if answers.exact:
+            metrics[f"{name}/exact"] = sum(answers.exact) / len(answers.exact)
+            metrics[f"{name}/f1"] = sum(answers.f1) / len(answers.f1)
+    if probes.background:
+        metrics["kept/loss"] = text_loss(model, probes.background)
+    return metrics
+
+
+Teach = Callable[[Sequence[Fact], Sequence[Sequence[int]], int], dict[str, float]]
+
+
+class _Sparse:
+    """Edits as patches of a model directory."""
+
+    def __init__(self, model: Model, folder: Path, config: LearnConfig) -> None:
+        needs = config.score in ("tf_idf", "kl")
+        profile = Profile.load(folder, model) if needs else Profile.empty(model)
+        self.model, self.store = model, PatchStore(folder)
+        self.learner = SparseLearner(model, profile, config)
+        self.stream = ""
+
+    def done(self, stream: str) -> int:
+        """Edits of this stream that are in force, which are its first ones."""
+        self.stream = stream
+        mine = [e.patch.facts["edit"] for e in self.store.entries() if e.patch.facts.get("stream") == stream]
+        if mine != list(range(len(mine))):
+            raise DataError(
+                f"Of this stream's edits {mine} are in force, so some in the middle were rolled back. Roll back the later ones "
+                "as well to go on from there, or learn the missing facts as a stream of their own."
+            )
+        return len(mine)
+
+    def __call__(self, edit: Sequence[Fact], texts: Sequence[Sequence[int]], index: int) -> dict[str, float]:
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        facts: Mapping[str, Any] = {
+            "stream": self.stream,
+            "edit": index,
+            "created": created,
+            "facts": [fact.id for fact in edit],
+            "texts": [fact.texts[0][:200] for fact in edit],
+        }
+        learned = self.learner.learn(pad(self.model, texts), facts)
+        self.store.append(learned.patch)
+        return {
+            "learn/loss_before": learned.losses[0],
+            "learn/loss_after": learned.losses[-1],
+            "learn/rows": float(learned.patch.num_rows),
+        }
+
+
+class _Rival:
+    """Edits by a rival."""
+
+    def __init__(self, model: Model, config: LearnConfig, background: Sequence[str]) -> None:
+        self.model = model
+        try:
+            self.rival = Rival(model, config, background)
+        except ValueError as error:
+            raise DataError(f"{error}: give --background TEXTS.") from None
+
+    def __call__(self, edit: Sequence[Fact], texts: Sequence[Sequence[int]], index: int) -> dict[str, float]:
+        losses = self.rival.learn(pad(self.model, texts))
+        return {"learn/loss_before": losses[0], "learn/loss_after": losses[-1]}
+
+
+def _teacher(model: Model, folder: Path, config: LearnConfig, background: Sequence[str]) -> _Sparse | _Rival:
+    if config.method == "sparse":
+        return _Sparse(model, folder, config)
+    return _Rival(model, config, background)
