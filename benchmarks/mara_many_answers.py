@@ -11,12 +11,13 @@ appears at least once), mean@1, pass@8, unique good answers. Good mass and KL to
 good answers, by teacher forcing. Held-out prompts ask for targets that were trained on, under tags that were not. Intervals are
 95 %, Student's t over seeds.
 
-At equal mean reward: per seed, the level is the lowest of the arms' highest mean@1 in the course (so every arm reaches it), and
-an arm's coverage is taken at its first evaluation at or above it. This favours the arms that are quick to reach it: they have had
-the least time to collapse. The ratio is MARA's such coverage over that of the same RL with the same KL ("KL"), seed by seed.
+At equal mean reward: per seed, the level is the lowest of the arms' highest mean@1 in the course, of those arms that ever have
+0.9, and an arm's coverage is taken at its first evaluation at or above it. This favours the arms that are quick to reach it: they
+have had the least time to collapse. The ratio is MARA's such coverage over that of the same RL with the same KL ("KL as
+MARA's"), seed by seed.
 
 Every arm has its best settings of GRID, found by `--search` on a seed of its own (100): of the settings with a mean@1 of at
-least 0.9 at the end, the one with the highest coverage at the end. ARMS holds what it found.
+least 0.9 at the end, the one with the highest coverage at the end; without any, the one with the highest mean@1.
 
     python benchmarks/mara_many_answers.py [--quick] [--seeds 5] [--steps 150] [--lr 1e-3] [--jobs 1] [--out DIR]
     python benchmarks/mara_many_answers.py --search
@@ -42,6 +43,7 @@ from scipy import stats
 
 import postgrad as pg
 from _common import finish, machine, print_table
+from peers.many_answers_arms import ARMS, GRID, LEVEL, OURS, PEER, SEARCH_SEED, Change
 from peers.many_answers_task import Prior, demonstrations, good_set, prompts, target_of
 from postgrad.core.config import deep_merge
 from postgrad.core.models import embedded_model, load
@@ -49,59 +51,12 @@ from postgrad.core.models.model import Model
 from postgrad.core.models.packing import row_logps, rows
 from postgrad.core.protocols import Judge
 from postgrad.core.types import Group, Prompt, Sample
-from postgrad.mara.config import MaraConfig
 from postgrad.mara.diversity import coverage, mean_over_groups, pass_at_k
 from postgrad.rl.api import fitting, make_engine, read_data
 from postgrad.rl.config import RLConfig, make_config
 from postgrad.rl.evaluate import choose_prompts, evaluate
 from postgrad.rl.rollout import Rollout
 from postgrad.tasks import VerifierPool
-
-# -- the arms: what an arm changes in the config of all -----------------------------------------------------------------
-Change = dict[str, Any]
-GROUP: Change = {"algorithm": {"advantage_norm": "group"}}
-
-
-def mara(method: str, beta: float, **options: Any) -> Change:
-    """A table [mara]."""
-    table = {"method": method, "beta": beta, **options}
-    MaraConfig.model_validate(table)
-    return {"mara": table}
-
-
-def covariance(kind: str, **options: Any) -> Change:
-    """KL-Cov or Clip-Cov, without a table [mara]."""
-    return {
-        "algorithm": {"covariance": kind, **{f"covariance_{key}": value for key, value in options.items()}}
-    }
-
-
-def both_norms(changes: Sequence[Change]) -> list[Change]:
-    """Each with the deviation of the batch and with that of the group."""
-    return [deep_merge(change, norm) for change in changes for norm in ({}, GROUP)]
-
-
-OURS, PEER = "MARA", "KL"
-GRID: dict[str, list[Change]] = {
-    "no KL": both_norms([{}]),
-    "KL": both_norms([mara("none", beta) for beta in (0.1, 0.3, 1.0)]),
-    "MARA, no replay": both_norms([mara("mara", beta) for beta in (0.03, 0.1, 0.3)]),
-    "MARA": both_norms([mara("mara", beta, replay=5) for beta in (0.03, 0.1, 0.3)]),
-    "entropy bonus": both_norms([mara("entropy_bonus", 0.0, coefficient=c) for c in (0.03, 0.1, 0.3)]),
-    "rank penalty": both_norms([mara("unlikeliness", 0.0, coefficient=c) for c in (0.25, 0.9)]),
-    "smoothing": both_norms([mara("differential_smoothing", 0.0, coefficient=c) for c in (0.1, 0.3)]),
-    "pass@k": both_norms([mara("pass_at_k", 0.0, k=k) for k in (4, 8)]),
-    "FlowRL": [
-        deep_merge(change, {"algorithm": {"aggregation": "sample"}})
-        for change in both_norms([mara("flow_rl", 0.0, coefficient=c) for c in (1.0, 3.0, 15.0)])
-    ],
-    "KL-Cov": both_norms([covariance("kl", fraction=fraction) for fraction in (0.002, 0.05)]),
-    "Clip-Cov": both_norms([covariance("clip", fraction=0.0002), covariance("clip", fraction=0.05, low=0.1)]),
-    "diversity filter": both_norms([mara("diversity_filter", 0.0, bucket=b) for b in (3, 10)]),
-}
-ARMS: dict[str, Change] = {name: changes[0] for name, changes in GRID.items()}
-SEARCH_SEED, SEARCH_LEVEL = 100, 0.9
-# ------------------------------------------------------------------------------------------------------------------------
 
 SAMPLES = 64
 """Completions per held-out prompt and evaluation."""
@@ -322,8 +277,9 @@ def brief(point: Point) -> str:
 
 
 def equal_level(courses: Sequence[Sequence[Point]]) -> float:
-    """The highest mean@1 that every course reaches at some time after the start."""
-    return min(max(point.pass_rate for point in course[1:]) for course in courses)
+    """The highest mean@1 that every course reaches at some time after the start, of those that ever reach LEVEL."""
+    highest = [max(point.pass_rate for point in course[1:]) for course in courses]
+    return min((value for value in highest if value >= LEVEL), default=min(highest))
 
 
 def at_level(course: Sequence[Point], level: float) -> Point | None:
@@ -433,8 +389,10 @@ def search(options: argparse.Namespace, folder: Path) -> None:
         mine = [
             (job.change, run["course"][-1]) for job, run in zip(jobs, found, strict=True) if job.label == name
         ]
-        able = [last for _, last in mine if last.pass_rate >= SEARCH_LEVEL]
-        best = max(able or [last for _, last in mine], key=lambda point: point.coverage)
+        able = [last for _, last in mine if last.pass_rate >= LEVEL]
+        best = max(able, key=lambda point: point.coverage, default=None) or max(
+            (last for _, last in mine), key=lambda point: point.pass_rate
+        )
         for change, last in mine:
             mark = "*" if last is best else ""
             table.append(
@@ -493,8 +451,8 @@ def report(
 ) -> None:
     """The JSON line."""
     covered = {
-        arm: [required(run["course"], level).coverage for run, level in zip(runs, levels, strict=True)]
-        for arm, runs in arms.items()
+        arm: [required(run["course"], level).coverage for run, level in zip(arms[arm], levels, strict=True)]
+        for arm in (OURS, PEER)
     }
     by_seed = [ours / peer for ours, peer in zip(covered[OURS], covered[PEER], strict=True)]
     ratio, half = mean_interval(by_seed)
@@ -505,7 +463,7 @@ def report(
         "coverage of the good set at equal mean@1",
         ratio,
         (ratio - half, ratio + half) if len(by_seed) > 1 else (None, None),
-        peer_name="RL with a KL, without MARA",
+        peer_name="the same RL with the same KL, without MARA and replay",
         seeds=options.seeds,
         steps=options.steps,
         lr=options.lr,

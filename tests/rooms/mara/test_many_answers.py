@@ -206,8 +206,10 @@ def test_arms_differ_in_what_their_change_says_alone(bench, tmp_path):
     task = bench.make_task(tmp_path)
     plain = bench.make(task, 3, options, {}).model_dump()
     assert plain["algorithm"]["history_threshold"] is None
-    for arm, changes in bench.GRID.items():
-        assert bench.ARMS[arm] in changes  # every arm has settings that the search could find
+    assert bench.ARMS.keys() == {*bench.GRID, bench.PEER}
+    ours, peer = bench.ARMS[bench.OURS], bench.ARMS[bench.PEER]
+    assert peer == {**ours, "mara": {**ours["mara"], "method": "none", "replay": 0}}
+    for changes in bench.GRID.values():
         for change in changes:
             config = bench.make(task, 3, options, change).model_dump()
             assert config.pop("mara") == change.get("mara", {})
