@@ -7,8 +7,8 @@ Departures from the papers:
 2. Memory can be added beside the MLP of a pretrained model (`mode = "additive"`), not only replace it.
 3. The number of slots need not be a square: half-key sets have the two divisors of N that are nearest to each other.
 
-Start at `ops.py` (which slots), then `sparse.py` (one edit), `learn.py` (the stream), `store.py` (patches), `rivals.py`; the layer
-itself is in `core/models/memory`.
+Start at `ops.py` (which slots), then `sparse.py` (one edit), `learn.py` (the stream), `store.py` (patches) and `rivals.py`. The
+layer itself is in `core/models/memory`.
 """
 
 from __future__ import annotations

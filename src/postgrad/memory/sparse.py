@@ -88,7 +88,7 @@ class SparseLearner:
         loss = self._loss(batch, prefix)
         if not bool(torch.isfinite(loss)):
             raise TrainingError(
-                f"The loss is {float(loss)}; nothing was learned. Lower lr = {self.config.learning_rate:g}."
+                f"The loss is {float(loss.detach())}; nothing was learned. Lower lr = {self.config.learning_rate:g}."
             )
         loss.backward()
         selections = [(layer, cast("Selection", layer.selection)) for layer in self.layers.values()]
