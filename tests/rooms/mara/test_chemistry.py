@@ -263,7 +263,7 @@ TINY = [
     *("--model.embedded.hidden-size", "16", "--model.embedded.num-layers", "1", "--model.embedded.steps", "30"),
     *("--model.embedded.demonstrations", "300", "--data.tasks", '[{name="m",path="postgrad.mara.grammar:rows",size=300,'
       'reward="postgrad.mara.chemistry:synth"}]'),
-    *("--steps", "3", "--algorithm.samples-per-prompt", "8", "--eval.samples-per-prompt", "4", "--mara.tau", "0.01"),
+    *("--steps", "3", "--algorithm.samples-per-prompt", "8", "--eval.samples-per-prompt", "4", "--engine.slots", "8"),
     *("--length.max-completion-tokens", "40", "--run.samples-per-group", "8"),
 ]  # fmt: skip
 
