@@ -4,7 +4,7 @@ of chosen tokens without all logits at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import MethodType
 from typing import TYPE_CHECKING, Any, cast
@@ -62,7 +62,7 @@ VOCABULARY_CHUNK = 16_384
 
 
 @contextmanager
-def captured_hidden(module: PreTrainedModel) -> Iterator[list[torch.Tensor]]:
+def captured_hidden(module: PreTrainedModel) -> Generator[list[torch.Tensor]]:
     """Within it the head computes nothing: what would be its input is appended to the list, its output has no columns."""
     head = cast("Any", module.get_output_embeddings())
     inputs: list[torch.Tensor] = []
@@ -137,7 +137,7 @@ def _logit_options(module: PreTrainedModel) -> tuple[float, float]:
 
 def has_plain_logits(module: PreTrainedModel) -> bool:
     """Whether `chosen_logps` gives what the model itself gives, tried on two tokens; remembered."""
-    known = cast("dict[str, Any]", module.__dict__)
+    known = module.__dict__
     if "_postgrad_plain_logits" not in known:
         known["_postgrad_plain_logits"] = _try_plain_logits(module)
     return bool(known["_postgrad_plain_logits"])

@@ -130,7 +130,8 @@ def row_logps(model: Model, row: Row, temperature: float = 1.0) -> TokenStatisti
 def row_scores(model: Model, row: Row, temperature: float = 1.0) -> Tensor:
     """The log-probs of `row_logps`, float32 [T], without gradient: a large vocabulary is gone through in chunks."""
     module = model.module
-    if module.config.get_text_config().vocab_size <= VOCABULARY_CHUNK or not has_plain_logits(module):
+    vocab_size = len(cast("Tensor", module.get_input_embeddings().weight))
+    if vocab_size <= VOCABULARY_CHUNK or not has_plain_logits(module):
         return row_logps(model, row, temperature).logp
     keep, inverse, target = _predictions(model, row)
     with captured_hidden(module) as hidden:

@@ -5,6 +5,9 @@ the MLP had (replace). The names of all other weights stay, so without postgrad 
 `config.postgrad_memory` says what is attached, and travels in config.json.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (torch, transformers and safetensors are only partly typed)
+
 from __future__ import annotations
 
 from collections.abc import Mapping

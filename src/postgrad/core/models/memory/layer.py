@@ -6,11 +6,15 @@ Keys per head, values shared by the heads. A layer that is being taught (`Select
 the chosen rows alone.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (torch, transformers and safetensors are only partly typed)
+
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -119,15 +123,12 @@ class MemoryLayer(nn.Module):
         """Scores (fp32) and slots [T, H, k] of x [T, D]."""
         query = self.query(x).float().unflatten(-1, (self.config.num_heads, self.config.key_dim))
         parts = query.split([key.shape[-1] for key in self.keys], -1)
-        if self.norms:
-            parts = [
-                F.layer_norm(part, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
-                for norm, part in zip(self.norms, parts, strict=True)
-            ]
+        if len(self.norms):
+            parts = [_norm_fp32(norm, part) for norm, part in zip(self.norms, parts, strict=True)]
         keys = [key.float() for key in self.keys]
         if len(keys) == 1:
             return flat_lookup(parts[0], keys[0], self.config.top_k)
-        return product_lookup(*parts, *keys, self.config.top_k)
+        return product_lookup(parts[0], parts[1], keys[0], keys[1], self.config.top_k)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """out of the module's equations, times the scale of an additive layer."""
@@ -151,3 +152,9 @@ class MemoryLayer(nn.Module):
         self.selection.rows = rows
         self.selection.active = values.detach()[rows].requires_grad_()
         return read_selected(self.selection.active, values.detach(), slots, weights, rows)
+
+
+def _norm_fp32(norm: nn.Module, x: Tensor) -> Tensor:
+    """A layer norm in fp32, whatever its weights are in."""
+    layer = cast("nn.LayerNorm", norm)
+    return F.layer_norm(x, layer.normalized_shape, layer.weight.float(), layer.bias.float(), layer.eps)

@@ -5,6 +5,9 @@ Symbols: q = `query`, K = `keys`, I = `slots`, s = `weights`, V = `values`, TopK
 Shapes: T tokens, H heads, N slots, A × B = N the two sets of half keys, k slots per look-up, D width of a value, R selected rows.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (torch, transformers and safetensors are only partly typed)
+
 from __future__ import annotations
 
 import math

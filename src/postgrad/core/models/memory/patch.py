@@ -4,6 +4,9 @@ A model's patches lie in `memory/patches/` of its directory, numbered; loading t
 or it is not: it is written beside, forced to disk and renamed. Applying one checks that the rows are what it was made from.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (torch, transformers and safetensors are only partly typed)
+
 from __future__ import annotations
 
 import hashlib
