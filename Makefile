@@ -39,6 +39,8 @@ bench: $(VENV)/.installed
 	$(PY) benchmarks/scaling_fit.py --quick
 	$(PY) benchmarks/scaling_calibration.py --quick
 	$(PY) benchmarks/mara_tabular.py --quick
+	$(PY) benchmarks/memory_step.py --quick
+	$(PY) benchmarks/memory_lookup.py --quick
 
 # Peers live in environments of their own.
 bench-trl: $(VENV)/bin/uv
