@@ -9,7 +9,7 @@ Counted over all molecules of a run: Yield (different ones with R at least 0.80,
 never happens: said how often it does), IntDiv1 and #Circles of the different good ones; at the end mean reward. Differences
 are taken seed by seed; intervals are 95 %, Student's t over seeds. All seeds share one prior, so they speak of it alone.
 
-How lr, beta and what is good were chosen: with seeds 100 to 102, none of which is reported; 63 updates, Yield at 0.80 of each seed.
+How lr, beta and what is good were chosen: with seeds 100 to 102, none of which is reported; 63 updates, Yield at 0.80 by seed.
 
     SYNTH
     lr      beta    REINVENT         MARA, tau 0.8   tau 0.7     percentile 75   90
