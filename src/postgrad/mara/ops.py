@@ -152,14 +152,20 @@ def joint_logps(
 def percentile_threshold(rewards: Float[Tensor, "P G"], q: float) -> Float[Tensor, " P"]:
     """τ of each prompt: the q-th percentile (0-100, linear between ranks) of its rewards; 90 for rewards without a verifier.
 
-    Equal rewards make every sample of a prompt good, and MARA then acts on all of them.
+    Always above the least reward, for what is no better than the worst is not good: where most rewards tie at the least
+    one, those above it are good, and where all are equal none is.
 
     >>> percentile_threshold(torch.tensor([[0.0, 1.0, 2.0, 3.0, 4.0]]), 75.0).tolist()
     [3.0]
+    >>> bool(percentile_threshold(torch.tensor([[0.0, 0.0, 0.0, 1.0]]), 50.0) > 0)
+    True
     """
     if not 0 <= q <= 100:
         raise ValueError(f"q is a percentile, 0 to 100; received {q}")
-    return torch.quantile(rewards, q / 100, dim=-1)
+    least = rewards.amin(-1)
+    return torch.maximum(
+        torch.quantile(rewards, q / 100, dim=-1), least.nextafter(torch.full_like(least, math.inf))
+    )
 
 
 def total_reward(
