@@ -110,7 +110,8 @@ def summarise(run: Run, count: int = 3) -> None:
 
 
 def headline(run: Run) -> str:
-    """`held-out pass rate: 0.21 [0.18, 0.24] -> 0.86 [0.83, 0.89], reward -0.58 -> 0.72`."""
+    """`held-out pass rate: 0.21 [0.18, 0.24] -> 0.86 [0.83, 0.89]`, and the mean reward where that says more."""
+    config = validate(RLConfig, run.config_dict())
     rows = [row for row in run.metrics() if row.get("eval/pass_rate") is not None]
 
     def show(row: Mapping[str, Any]) -> str:
@@ -119,10 +120,12 @@ def headline(run: Run) -> str:
         )
 
     means = [row.get("eval/reward_mean") for row in (rows[0], rows[-1])]
-    reward = "" if None in means else f", reward {means[0]:.2f} -> {means[1]:.2f}"
+    graded = config.algorithm.reward == "raw" and None not in means
+    reward = f", reward {means[0]:.2f} -> {means[1]:.2f}" if graded else ""
     failed = rows[-1].get("eval/verify_failed_fraction") or 0.0
     warning = f" ({failed:.0%} could not be judged and have no reward)" if failed else ""
-    return f"held-out pass rate: {show(rows[0])} -> {show(rows[-1])}{reward}{warning}"
+    held_out = "held-out " if config.data.holdout_fraction else ""
+    return f"{held_out}pass rate: {show(rows[0])} -> {show(rows[-1])}{reward}{warning}"
 
 
 def _dry_run(config: RLConfig) -> int:
