@@ -66,6 +66,8 @@ PER_PROMPT = 100
 EMBEDDED = {"hidden_size": 64, "num_layers": 2, "intermediate_size": 128, "steps": 400}
 FIXED_LEVELS = (0.9, 0.95)
 """Of mean@1, where coverage is compared as well."""
+NEAR_UNIFORM = 0.5
+"""Nats from uniform over the good set below which an arm has arrived."""
 REWARD_FILE = Path(__file__).resolve().parent / "peers" / "many_answers_task.py"
 
 
@@ -287,6 +289,13 @@ def at_level(course: Sequence[Point], level: float) -> Point | None:
     return next((point for point in course[1:] if point.pass_rate >= level), None)
 
 
+def settled(course: Sequence[Point]) -> float | None:
+    """Updates to uniform: the first evaluation from which KL to uniform stays at or below NEAR_UNIFORM; None if it does not."""
+    below = [point.kl_uniform <= NEAR_UNIFORM for point in course]
+    first = len(below) - below[::-1].index(False) if False in below else 0
+    return float(course[first].step) if first < len(course) else None
+
+
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     """(mean, half width of the 95 % interval by Student's t); the width of one value is NaN.
 
@@ -326,15 +335,19 @@ def final_table(arms: Mapping[str, Sequence[dict[str, Any]]]) -> None:
         "pass@8",
         "unique",
         "good mass",
+        f"updates to {NEAR_UNIFORM} nats",
         "s per update",
     ]
     keys = ["coverage", "kl_uniform", "pass_rate", "pass_at_8", "unique", "good_mass"]
     start = [found["course"][0] for found in next(iter(arms.values()))]
-    table: list[list[object]] = [["before", *(cell([getattr(p, key) for p in start]) for key in keys), None]]
+    table: list[list[object]] = [
+        ["before", *(cell([getattr(p, key) for p in start]) for key in keys), None, None]
+    ]
     for arm, runs in arms.items():
         last = [found["course"][-1] for found in runs]
         seconds = float(np.median([found["step_s"] for found in runs]))
-        table.append([arm, *(cell([getattr(p, key) for p in last]) for key in keys), seconds])
+        steps = cell([settled(found["course"]) for found in runs])
+        table.append([arm, *(cell([getattr(p, key) for p in last]) for key in keys), steps, seconds])
     print_table(f"After training, held-out prompts, {SAMPLES} samples each", header, table)
 
 

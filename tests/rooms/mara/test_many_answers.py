@@ -201,6 +201,15 @@ def test_arms_are_compared_at_the_level_that_all_reach(bench):
     assert bench.at_level(slow, 0.91) is None
 
 
+def test_updates_to_uniform_are_those_of_the_last_stay(bench):
+    def course(*kls):
+        return [bench.Point(10 * i, 0.0, 0.0, 0.0, 0.0, 0.0, kl) for i, kl in enumerate(kls)]
+
+    assert bench.settled(course(1.0, 0.4, 0.6, 0.5, 0.2)) == 30.0
+    assert bench.settled(course(1.0, 0.4, 0.6)) is None
+    assert bench.settled(course(0.4, 0.3)) == 0.0
+
+
 def test_arms_differ_in_what_their_change_says_alone(bench, tmp_path):
     options = bench.argparse.Namespace(steps=1, lr=1e-3, every=1)
     task = bench.make_task(tmp_path)
