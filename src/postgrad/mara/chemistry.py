@@ -46,8 +46,8 @@ def amide(prompt: Prompt, completion: str) -> float:
 
 def synth_score(smiles: str) -> float:
     """The number of `synth`, of a SMILES string."""
-    from rdkit.Chem.rdMolDescriptors import CalcNumHBD
     from rdkit.Chem.QED import qed
+    from rdkit.Chem.rdMolDescriptors import CalcNumHBD
 
     molecule = _definite(smiles)
     if molecule is None or CalcNumHBD(molecule) >= _MAX_DONORS:
