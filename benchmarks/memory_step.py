@@ -1,7 +1,8 @@
 """One step of sparse memory finetuning on its value table (arXiv 2510.15103): read, gradient of t rows, SGD.
 
 Ours reads by `embedding_bag` and takes the gradient of the chosen rows alone (`core/models/memory/ops.py`). The peers do what is
-usual: a dense gradient of the table, masked to the chosen rows, and a dense SGD step; and the masking of the paper's listing,
+usual: a dense gradient of the table, masked to the chosen rows, and a dense SGD step; and a mask in the forward pass (the
+paper's listing as known at second hand, its text was not at hand),
 values·mask + (values − values·mask).detach(), which builds tensors of the table's size in the forward pass already. All three
 change the same rows by the same amounts (checked here before anything is timed).
 
