@@ -105,6 +105,7 @@ GLOSSARY: dict[str, str] = {
     "sequences favours long ones (-1 to 1).",
     "learn/loss_before": "Loss of the edit's texts before its first update (nats per token).",
     "learn/loss_after": "Loss of the edit's texts after its last update (nats per token).",
+    "learn/seconds": "Seconds that the edit took, evaluation not counted (s).",
     "learn/rows": "Rows of the value tables that the edit changed (rows).",
     "learned/exact": "Share of the questions about facts taught so far that are answered exactly (0 to 1).",
     "learned/f1": "Mean F1 of the words of these answers (0 to 1).",

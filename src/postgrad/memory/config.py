@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from postgrad.core.config import Config
 
@@ -54,10 +54,11 @@ class LearnConfig(Config):
     """How rows are chosen: this batch against the background (paper), this batch alone, its part of the KL, or no choice."""
     budget: int = Field(default=500, ge=1)
     """t, rows that one update may change in each layer (paper: 500 for facts, 10,000 for documents)."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """`sgd` (paper), or `adamw` with a state for the rows that were ever chosen, and for no others."""
+    optimizer: Literal["sgd", "adamw"] | None = None
+    """None = `sgd` for sparse (paper), `adamw` for all others. Sparse's AdamW has a state for the rows that were ever chosen, and
+    for no others."""
     lr: float | None = Field(default=None, gt=0)
-    """Learning rate. None = 2 (sparse, sgd), 1e-3 (sparse, adamw), 1e-5 (full, replay, ewc) or 1e-4 (lora)."""
+    """Learning rate. None = with sgd 2 (sparse) or 0.01, with adamw 1e-3 (sparse), 1e-4 (lora) or 1e-5."""
     updates: int = Field(default=8, ge=1)
     """Updates for each edit."""
     per_edit: int = Field(default=1, ge=1)
@@ -77,17 +78,16 @@ class LearnConfig(Config):
     seed: int = 0
     """Of the order of texts and of what a rival draws."""
 
-    @model_validator(mode="after")
-    def _possible(self) -> LearnConfig:
-        if self.method != "sparse" and self.optimizer == "sgd" and "optimizer" in self.model_fields_set:
-            raise ValueError(f"optimizer is sparse finetuning's; method = {self.method!r} trains with AdamW")
-        return self
+    @property
+    def optimizer_name(self) -> Literal["sgd", "adamw"]:
+        """`optimizer`, or the method's default."""
+        return self.optimizer or ("sgd" if self.method == "sparse" else "adamw")
 
     @property
     def learning_rate(self) -> float:
-        """`lr`, or the method's default."""
+        """`lr`, or the default of method and optimizer."""
         if self.lr is not None:
             return self.lr
-        if self.method == "sparse":
-            return 2.0 if self.optimizer == "sgd" else 1e-3
-        return 1e-4 if self.method == "lora" else 1e-5
+        if self.optimizer_name == "sgd":
+            return 2.0 if self.method == "sparse" else 0.01
+        return {"sparse": 1e-3, "lora": 1e-4}.get(self.method, 1e-5)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,11 +36,13 @@ class Probes:
 
     Attributes:
         keep: facts that the model knew before; their questions are asked.
+        ask: questions about what is taught, for documents, which have none of their own; all are asked every time.
         background: texts whose loss is taken.
         answer_tokens: longest answer.
     """
 
     keep: tuple[Fact, ...] = ()
+    ask: tuple[Fact, ...] = ()
     background: tuple[str, ...] = ()
     answer_tokens: int = 32
 
@@ -53,6 +56,7 @@ def learn(
     *,
     probes: Probes | None = None,
     background: Sequence[str] = (),
+    keep_patches: bool = True,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, float]:
     """Teaches facts in order, `config.per_edit` at a time; the metrics of the end.
@@ -65,6 +69,7 @@ def learn(
         log: one row per edit, at the number of facts taught.
         probes: for evaluation.
         background: texts for the rivals that need them.
+        keep_patches: False leaves `folder` as it is.
         note: told in words what is skipped.
 
     Raises:
@@ -83,7 +88,8 @@ def learn(
         for edit in edits
     ]  # all texts are checked before anything is learned
     teach = _teacher(model, folder, config, background)
-    done = teach.done(stream_name(model, facts, config)) if isinstance(teach, _Sparse) else 0
+    resumes = isinstance(teach, _Sparse) and keep_patches
+    done = teach.resume(stream_name(model, facts, config)) if resumes else 0
     if done:
         note(f"{done} of {len(edits)} edits are in force already; going on after them.")
     if not done:
@@ -93,7 +99,9 @@ def learn(
         if index < done:
             continue
         taught = (index + 1) * config.per_edit
+        started = time.perf_counter()
         metrics = teach(edit, texts, index)
+        metrics["learn/seconds"] = time.perf_counter() - started
         last = index + 1 == len(edits)
         if last or (config.evaluate_every and (index + 1) % config.evaluate_every == 0):
             metrics |= _evaluate(model, facts[:taught], probes)
@@ -109,7 +117,7 @@ def stream_name(model: Model, facts: Sequence[Fact], config: LearnConfig) -> str
 
 def _evaluate(model: Model, taught: Sequence[Fact], probes: Probes) -> dict[str, float]:
     metrics: dict[str, float] = {}
-    for name, facts in (("learned", taught), ("kept", probes.keep)):
+    for name, facts in (("learned", [*taught, *probes.ask]), ("kept", probes.keep)):
         answers = answer_questions(model, facts, probes.answer_tokens)
         if answers.exact:
             metrics[f"{name}/exact"] = sum(answers.exact) / len(answers.exact)
@@ -128,13 +136,14 @@ class _Sparse:
     def __init__(self, model: Model, folder: Path, config: LearnConfig) -> None:
         needs = config.score in ("tf_idf", "kl")
         profile = Profile.load(folder, model) if needs else Profile.empty(model)
-        self.model, self.store = model, PatchStore(folder)
+        self.model, self.folder = model, folder
         self.learner = SparseLearner(model, profile, config)
+        self.store: PatchStore | None = None
         self.stream = ""
 
-    def done(self, stream: str) -> int:
-        """Edits of this stream that are in force, which are its first ones."""
-        self.stream = stream
+    def resume(self, stream: str) -> int:
+        """From now on patches are written; edits of this stream that are in force, which are its first ones."""
+        self.store, self.stream = PatchStore(self.folder), stream
         mine = [e.patch.facts["edit"] for e in self.store.entries() if e.patch.facts.get("stream") == stream]
         if mine != list(range(len(mine))):
             raise DataError(
@@ -153,7 +162,8 @@ class _Sparse:
             "texts": [fact.texts[0][:200] for fact in edit],
         }
         learned = self.learner.learn(pad(self.model, texts), facts)
-        self.store.append(learned.patch)
+        if self.store is not None:
+            self.store.append(learned.patch)
         return {
             "learn/loss_before": learned.losses[0],
             "learn/loss_after": learned.losses[-1],

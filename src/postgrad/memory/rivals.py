@@ -1,7 +1,7 @@
 """What users would otherwise do: full finetuning, LoRA, replay of background text, elastic weight consolidation.
 
-Each learns the same texts with the same number of updates as sparse memory finetuning, with AdamW without decay, whose state
-lives from edit to edit. They change the model for good: there is no patch to take back.
+Each learns the same texts with the same number of updates as sparse memory finetuning, with AdamW (or SGD) without decay, whose
+state lives from edit to edit. They change the model for good: there is no patch to take back.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class Rival:
             model.module.requires_grad_(True)
         model.module.eval()  # no dropout, as sparse finetuning has none
         self.parameters = [p for p in model.module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=0.0)
+        kind = torch.optim.SGD if config.optimizer_name == "sgd" else torch.optim.AdamW
+        self.optimizer = kind(self.parameters, lr=config.learning_rate, weight_decay=0.0)
         self.fisher, self.anchor = self._fisher() if config.method == "ewc" else ([], [])
 
     def learn(self, batch: TokenBatch) -> list[float]:

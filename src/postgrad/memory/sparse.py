@@ -187,7 +187,7 @@ class _State:
 
     def step(self, name: str, rows: Tensor, gradient: Tensor) -> Tensor:
         """What is added to the rows [R, D]."""
-        if self.config.optimizer == "sgd":
+        if self.config.optimizer_name == "sgd":
             return -self.config.learning_rate * gradient
         known = self._rows.setdefault(name, {})
         place = torch.tensor(

@@ -475,8 +475,6 @@ def test_a_text_beyond_the_context_is_refused_before_anything_is_learned(
     with pytest.raises(DataError, match="above max_tokens = 64"):
         learn(load(copied, device="cpu"), copied, read_facts(path), options(max_tokens=64), Rows())
     assert not patch_files(copied)
-    with pytest.raises(ConfigError, match="optimizer is sparse finetuning's"):
-        options(method="full", optimizer="sgd")
     with pytest.raises(ModelError, match="has no memory layers"):
         Profile.empty(
             embedded_model(

@@ -1,0 +1,295 @@
+"""What is lost when facts are learned: sparse memory finetuning beside full finetuning, LoRA, replay and EWC (2510.15103).
+
+A small model (0.5 M parameters, a memory of 64² slots in the place of one of four MLPs) is trained on 600 made-up facts, told
+in three sentences each and asked; it knows them all. Then a stream of 100 new facts is taught, one after the other, each from its
+three sentences alone, and all are *asked*. `learned`: their questions answered exactly at the end of the stream. `kept`: the
+questions of 300 old facts, which are not in the background. (The other 300 old facts are: TF-IDF counts their accesses, replay rehearses
+them, EWC takes their Fisher information.)
+
+Every method runs all settings of GRID on two seeds of their own. Those on its front there (no other setting is better in learned
+and kept) run on the seeds that are reported: so nothing is chosen by what is reported. "kept at learned >= x" is the setting
+that on the search's seeds kept the most of those that learned at least x there; what it learned on the reported seeds stands
+beside it. Intervals are 95 %, Student's t over seeds.
+
+    python benchmarks/memory_forgetting.py [--quick] [--seeds 5] [--out DIR] [--methods "NAME;..."]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy import stats
+
+from _common import finish, machine, print_table
+from _people import corpus, people, small_model
+from postgrad.core.config import validate
+from postgrad.core.models import load, save
+from postgrad.core.models.memory import MemoryConfig, attach
+from postgrad.memory.compare import front, trial
+from postgrad.memory.config import HealConfig, LearnConfig, ProfileConfig
+from postgrad.memory.evaluate import answer_questions
+from postgrad.memory.heal import heal
+from postgrad.memory.learn import Probes
+from postgrad.memory.profile import profile
+
+OLD, NEW = 600, 100
+SEARCH_SEEDS = (100, 101)
+LEVELS = (0.5, 0.7, 0.9)
+"""Of `learned`, where `kept` is compared."""
+
+
+def _grid(options: Mapping[str, Any], **axes: Sequence[Any]) -> list[dict[str, Any]]:
+    found = [dict(options)]
+    for name, values in axes.items():
+        found = [{**one, name: value} for one in found for value in values]
+    return found
+
+
+GRID: dict[str, list[dict[str, Any]]] = {
+    "sparse": _grid({}, budget=(32, 128), updates=(2, 8), lr=(1, 2, 5, 10, 20)),
+    "sparse, AdamW": _grid(
+        {"optimizer": "adamw"}, budget=(32, 128), updates=(2, 8), lr=(0.01, 0.03, 0.1, 0.3)
+    ),
+    "sparse, TF only": _grid({"score": "tf"}, budget=(32, 128), updates=(2, 8), lr=(1, 2, 5, 10, 20)),
+    "sparse, KL": _grid({"score": "kl"}, budget=(32, 128), updates=(2, 8), lr=(1, 2, 5, 10, 20)),
+    "sparse, all accessed": _grid({"score": "all"}, updates=(2, 8), lr=(1, 2, 5, 10, 20)),
+    "full": _grid({"method": "full"}, updates=(2, 8), lr=(3e-5, 1e-4, 3e-4, 1e-3)),
+    "full, SGD": _grid(
+        {"method": "full", "optimizer": "sgd"}, updates=(2, 8), lr=(0.01, 0.03, 0.1, 0.3, 1.0)
+    ),
+    "LoRA": _grid({"method": "lora"}, lora_rank=(4, 16), updates=(2, 8), lr=(1e-4, 3e-4, 1e-3, 3e-3)),
+    "replay": _grid(
+        {"method": "replay"}, replay_fraction=(0.5, 0.8), updates=(2, 8), lr=(3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+    ),
+    "replay, SGD": _grid(
+        {"method": "replay", "optimizer": "sgd"},
+        replay_fraction=(0.5, 0.8),
+        updates=(2, 8),
+        lr=(0.1, 0.3, 1.0),
+    ),
+    "EWC": _grid(
+        {"method": "ewc"}, ewc_strength=(1e2, 1e4, 1e6), updates=(2, 8), lr=(3e-5, 1e-4, 3e-4, 1e-3)
+    ),
+}
+RIVALS = ("full", "full, SGD", "LoRA", "replay", "replay, SGD", "EWC")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the old knowledge and of the stream."""
+
+    old: int
+    new: int
+    steps: int
+
+
+class World:
+    """The facts of a seed, and the model that knows the old ones, made once."""
+
+    def __init__(self, folder: Path, seed: int, sizes: Sizes) -> None:
+        self.seed, self.sizes = seed, sizes
+        facts = people(sizes.old + sizes.new + 100, seed)
+        self.old, self.new, told = facts[: sizes.old], facts[sizes.old :][: sizes.new], facts[-100:]
+        half = sizes.old // 2
+        self.background, self.held_back = corpus(self.old[:half]), self.old[half:]
+        self.path = folder / f"base-{seed}"
+        if not self.path.is_dir():
+            self._make([*corpus(self.old), *(text for fact in told for text in fact.texts)])
+
+    def _make(self, texts: Sequence[str]) -> None:
+        model = small_model(self.seed)
+        options = {"num_slots": 64**2, "num_heads": 4, "top_k": 8, "key_dim": 32, "seed": self.seed}
+        attach(model.module, validate(MemoryConfig, {"layers": (2,), "mode": "replace", **options}))
+        heal(
+            model,
+            texts,
+            HealConfig(
+                steps=self.sizes.steps, batch_size=64, lr=3e-3, value_lr=1e-2, train="all", seed=self.seed
+            ),
+        )
+        model.module.eval()
+        save(model, self.path)
+        model = load(self.path, device="cpu")
+        profile(model, self.background, ProfileConfig(batches=1000, batch_tokens=24)).save(self.path)
+
+    def run(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """One stream; a row of results."""
+        model = load(self.path, device="cpu")
+        config = validate(LearnConfig, {"max_tokens": 64, **options, "seed": self.seed})
+        probes = Probes(keep=tuple(self.held_back), answer_tokens=3)
+        found = trial(model, self.path, self.new, config, probes, self.background)
+        rehearsed = answer_questions(model, self.old[: len(self.old) // 2], 3).exact
+        return {
+            "learned": found.learned,
+            "kept": found.kept,
+            "kept_background": sum(rehearsed) / len(rehearsed),
+            "seconds": found.seconds,
+        }
+
+
+class Results:
+    """Rows by (seed, method, setting), in a file, so that a run goes on where it stopped."""
+
+    def __init__(self, folder: Path, sizes: Sizes) -> None:
+        self.folder, self.sizes = folder, sizes
+        self.path = folder / "results.jsonl"
+        self.rows: dict[tuple[int, str, str], dict[str, Any]] = {}
+        self.worlds: dict[int, World] = {}
+        if self.path.is_file():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                self.rows[row["seed"], row["method"], json.dumps(row["options"])] = row
+
+    def get(self, seed: int, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """From the file, or measured now."""
+        key = (seed, method, json.dumps(options))
+        if key not in self.rows:
+            if seed not in self.worlds:
+                self.worlds[seed] = World(self.folder, seed, self.sizes)
+            row = {"seed": seed, "method": method, "options": options, **self.worlds[seed].run(options)}
+            self.rows[key] = row
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            shown = ", ".join(f"{name} {value}" for name, value in options.items() if name != "method")
+            print(
+                f"seed {seed}, {method}, {shown}: learned {row['learned']:.2f}, kept {row['kept']:.2f}",
+                flush=True,
+            )
+        return self.rows[key]
+
+    def mean(self, seeds: Sequence[int], method: str, options: Mapping[str, Any]) -> tuple[float, float]:
+        """(learned, kept) over seeds."""
+        rows = [self.get(seed, method, options) for seed in seeds]
+        return sum(r["learned"] for r in rows) / len(rows), sum(r["kept"] for r in rows) / len(rows)
+
+
+def fronts(results: Results, methods: Sequence[str], seeds: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
+    """The settings of each method that no other beats on the search's seeds, by what they learned."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for method in methods:
+        points = {results.mean(seeds, method, options): options for options in reversed(GRID[method])}
+        found[method] = [points[point] for point in front(points)]
+    return found
+
+
+def choose(
+    results: Results, method: str, settings: Sequence[dict[str, Any]], seeds: Sequence[int], level: float
+) -> dict[str, Any] | None:
+    """The setting that keeps the most of those that learn at least `level`, on the search's seeds."""
+    reached = [(results.mean(seeds, method, s), s) for s in settings]
+    reached = [(point, setting) for point, setting in reached if point[0] >= level]
+    return max(reached, key=lambda pair: pair[0][1])[1] if reached else None
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half width of its 95 % interval."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, float("nan")
+    return mean, float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
+
+
+def cell(values: Sequence[float]) -> str:
+    """Mean ± half width."""
+    mean, half = interval(values)
+    return f"{mean:.3f}" if half != half else f"{mean:.3f} ± {half:.3f}"
+
+
+def report(
+    results: Results, chosen: Mapping[str, list[dict[str, Any]]], search: Sequence[int], seeds: Sequence[int]
+) -> None:
+    """The tables and the JSON line."""
+    rows: list[list[object]] = []
+    for method, settings in chosen.items():
+        for options in settings:
+            found = [results.get(seed, method, options) for seed in seeds]
+            shown = ", ".join(
+                f"{name} {value:g}" for name, value in options.items() if isinstance(value, (int, float))
+            )
+            columns = [cell([row[key] for row in found]) for key in ("learned", "kept", "kept_background")]
+            rows.append([method, shown, *columns, sum(row["seconds"] for row in found) / len(found)])
+    header = ["method", "setting", "learned", "kept", "kept (background)", "seconds"]
+    print_table(f"Settings on each method's front, {len(seeds)} seeds", header, rows)
+    at: dict[str, dict[str, Any]] = {}
+    for level in LEVELS:
+        table: list[list[object]] = []
+        at[str(level)] = {}
+        for method, settings in chosen.items():
+            options = choose(results, method, settings, search, level)
+            if options is None:
+                table.append([method, None, None, None])
+                continue
+            found = [results.get(seed, method, options) for seed in seeds]
+            table.append(
+                [
+                    method,
+                    *(cell([row[key] for row in found]) for key in ("learned", "kept")),
+                    cell([1 - row["kept"] for row in found]),
+                ]
+            )
+            at[str(level)][method] = [row["kept"] for row in found]
+        print_table(f"At learned >= {level}", ["method", "learned", "kept", "forgotten"], table)
+    level = str(LEVELS[0])
+    ours = at[level].get("sparse")
+    rival = max((n for n in at[level] if n in RIVALS), key=lambda n: sum(at[level][n]), default=None)
+    summary = {
+        name: {method: sum(kept) / len(kept) for method, kept in methods.items()}
+        for name, methods in at.items()
+    }
+    ratio, ends = None, (None, None)
+    if ours and rival:
+        lost, theirs = [1 - k for k in ours], [1 - k for k in at[level][rival]]
+        ratio = sum(theirs) / sum(lost)
+        by_seed = sorted(t / max(o, 1e-9) for t, o in zip(theirs, lost, strict=True))
+        ends = (by_seed[0], by_seed[-1])
+    finish(
+        "memory_forgetting",
+        sum(1 - k for k in ours) / len(ours) if ours else None,
+        sum(1 - k for k in at[level][rival]) / len(at[level][rival]) if rival else None,
+        f"share of old facts forgotten at learned >= {level}; peer: {rival}",
+        ratio,
+        ends,
+        kept_at_learned=summary,
+        seeds=list(seeds),
+        machine=machine(torch.get_num_threads()),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="one seed each, a quarter of the facts, three settings"
+    )
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="keep results here, and take up those that are there")
+    parser.add_argument("--methods", help="joined by semicolons; default all")
+    parser.add_argument("--search-only", action="store_true", help="stop before the reported seeds")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    methods = options.methods.split(";") if options.methods else list(GRID)
+    sizes = Sizes(OLD, NEW, 2500)
+    search, seeds = SEARCH_SEEDS, tuple(range(options.seeds))
+    if options.quick:
+        sizes, search, seeds = Sizes(200, 25, 1200), SEARCH_SEEDS[:1], (0,)
+        for name, settings in GRID.items():
+            GRID[name] = settings[:: max(1, len(settings) // 3)]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.out or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        results = Results(folder, sizes)
+        chosen = fronts(results, methods, search)
+        if not options.search_only:
+            report(results, chosen, search, seeds)
+
+
+if __name__ == "__main__":
+    main()
