@@ -113,3 +113,13 @@ def test_a_step_allocates_nothing_of_the_size_of_the_table() -> None:
     assert active.grad is not None
     assert active.grad.shape == (len(rows), width)
     assert largest < values.numel() * values.element_size() / 10
+
+
+def test_a_look_up_in_inference_mode_does_not_spoil_a_later_one_with_gradients() -> None:
+    """The ranks of candidates are kept from call to call; k = 13 is used nowhere else."""
+    queries = [torch.randn(3, 1, 2, requires_grad=True) for _ in range(2)]
+    keys = torch.randn(1, 5, 2)
+    with torch.inference_mode():
+        ops.product_lookup(queries[0], queries[1], keys, keys, 13)
+    ops.product_lookup(queries[0], queries[1], keys, keys, 13).scores.sum().backward()
+    assert all(query.grad is not None for query in queries)

@@ -21,6 +21,13 @@ def memory() -> None:
 _json = click.option("--json", "json_output", is_flag=True, help="Print one JSON object.")
 _device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 _model = click.argument("model", metavar="MODEL", type=_PATH)
+_ask = click.option(
+    "--ask",
+    type=_PATH,
+    metavar="QUESTIONS",
+    help="Further questions about what is taught, such as documents' ones.",
+)
+_overwrite = click.option("--overwrite", is_flag=True, help="Throw away the run that is in --out.")
 _names = click.argument("names", nargs=-1, metavar="[PATCH]...")
 
 
@@ -100,15 +107,46 @@ directory of text files.""",
 @click.option(
     "--keep", type=_PATH, metavar="FACTS", help="Facts known before, whose questions are asked again."
 )
+@_ask
 @_background(False, "Texts whose loss is watched; replay and ewc learn from them.")
 @click.option("--out", type=_PATH, metavar="DIR", help="Directory of the run [runs/memory/MODEL-METHOD].")
-@click.option("--overwrite", is_flag=True, help="Throw away the run that is in --out.")
+@_overwrite
 @_device
 @click.pass_obj
 def learn(obj: dict[str, Any], model: Path, facts: Path, **options: Any) -> int:
     """See `commands.memory_learn`."""
-    own = [options.pop(name) for name in ("keep", "background", "out", "overwrite", "device")]
+    own = [options.pop(name) for name in ("keep", "ask", "background", "out", "overwrite", "device")]
     return _command("learn").main(model, facts, *own, options, obj[ARGV_KEY])
+
+
+@_verb(
+    "compare",
+    "postgrad.memory.config:CompareConfig",
+    "Teach the same by every method.",
+    """Teach the same stream by sparse memory finetuning and by what one would do otherwise, each over five learning rates: what
+was learned against what was kept, and at what cost. MODEL stays as it is.""",
+)
+@_model
+@click.argument("facts", metavar="FACTS", type=_PATH)
+@click.option(
+    "--keep",
+    type=_PATH,
+    metavar="FACTS",
+    required=True,
+    help="Facts known before, whose questions are asked.",
+)
+@_ask
+@_background(False, "Texts that replay and ewc learn from.")
+@click.option("--out", type=_PATH, metavar="DIR", help="Directory of the run [runs/memory/MODEL-compare].")
+@_overwrite
+@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@_device
+@click.pass_obj
+def compare(obj: dict[str, Any], model: Path, facts: Path, **options: Any) -> int:
+    """See `commands.memory_compare`."""
+    names = ("keep", "ask", "background", "out", "overwrite", "resume", "device")
+    own = [options.pop(name) for name in names]
+    return _command("compare").main(model, facts, *own, options, obj[ARGV_KEY])
 
 
 @memory.command("eval", short_help="Ask a model questions.")

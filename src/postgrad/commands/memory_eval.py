@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from postgrad.core.errors import DataError
-
 
 def main(model: str, facts: Path, device: str, *, json_output: bool, limit: int) -> int:
     """Asks a model the questions of a file of facts; see `postgrad memory eval --help`."""
-    from postgrad.memory.data import read_facts
+    from postgrad.memory.data import read_questions
 
-    asked = [fact for fact in read_facts(facts) if fact.question is not None]
-    if not asked:
-        raise DataError(f'{facts} has no questions: rows need "question" and "answer".')
+    asked = read_questions(facts)
 
     from postgrad.core.models import load
     from postgrad.memory.evaluate import answer_questions

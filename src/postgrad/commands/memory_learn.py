@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from postgrad.core.config import validate
 from postgrad.core.errors import ConfigError
@@ -13,7 +14,13 @@ from postgrad.core.report import merge_rows, write_report
 from postgrad.core.run import Run
 from postgrad.memory.config import LearnConfig
 
+if TYPE_CHECKING:
+    from postgrad.memory.data import Fact
+    from postgrad.memory.learn import Probes
+
 KIND = "memory.learn"
+BACKGROUND_PROBES = 200
+"""Background texts whose loss is watched."""
 HEADLINE = (
     ("learn/loss_before", "loss before", ".3f"),
     ("learn/loss_after", "after", ".3f"),
@@ -27,6 +34,7 @@ def main(
     model: Path,
     facts: Path,
     keep: Path | None,
+    ask: Path | None,
     background: Path | None,
     out: Path | None,
     overwrite: bool,
@@ -37,18 +45,10 @@ def main(
     """Teaches a stream of facts or documents; see `postgrad memory learn --help`."""
     config = validate(LearnConfig, options)
 
-    from postgrad.memory.data import contradictions, read_facts, read_texts
-
-    learned = read_facts(facts)
-    kept = read_facts(keep) if keep is not None else []
-    texts = read_texts(background) if background is not None else []
-    if config.method in ("replay", "ewc") and not texts:
-        raise ConfigError(f"--method {config.method} needs --background TEXTS.")
-    for question, answers in contradictions([*kept, *learned]):
-        print(f"note: {question!r} is answered in {len(answers)} ways: {', '.join(map(repr, answers[:4]))}")
+    inputs = read_inputs(facts, keep, ask, background, [config.method])
 
     from postgrad.core.models import load, save
-    from postgrad.memory.learn import Probes, learn
+    from postgrad.memory.learn import learn
 
     loaded = load(model, device=device)
     out = out or Path("runs/memory") / f"{model.resolve().name}-{config.method}"
@@ -61,13 +61,21 @@ def main(
         overwrite=overwrite,
         device=str(loaded.device),
         headline=HEADLINE,
-        total_steps=-(-len(learned) // config.per_edit),
+        total_steps=-(-len(inputs.facts) // config.per_edit),
     )
     with run:
-        probes = Probes(tuple(kept), tuple(texts[:200]))
-        metrics = learn(loaded, model, learned, config, run, probes=probes, background=texts, note=run.note)
+        metrics = learn(
+            loaded,
+            model,
+            inputs.facts,
+            config,
+            run,
+            probes=inputs.probes(),
+            background=inputs.background,
+            note=run.note,
+        )
         if config.method != "sparse":
-            path = run.save_checkpoint(len(learned), lambda folder: save(loaded, folder))
+            path = run.save_checkpoint(len(inputs.facts), lambda folder: save(loaded, folder))
             print(f"checkpoint: {path}")
     print(f"report: {rewrite_report(run)}")
     if config.method == "sparse":
@@ -76,6 +84,42 @@ def main(
         kept_words = f", kept {metrics['kept/exact']:.3f}" if "kept/exact" in metrics else ""
         print(f"learned {metrics['learned/exact']:.3f}{kept_words} (share of questions answered exactly)")
     return 0
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Files of a stream, read: what is taught, what was known before, further questions, background."""
+
+    facts: Sequence[Fact]
+    keep: Sequence[Fact]
+    ask: Sequence[Fact]
+    background: Sequence[str]
+
+    def probes(self) -> Probes:
+        """What is looked at."""
+        from postgrad.memory.learn import Probes
+
+        return Probes(tuple(self.keep), tuple(self.ask), tuple(self.background[:BACKGROUND_PROBES]))
+
+
+def read_inputs(
+    facts: Path, keep: Path | None, ask: Path | None, background: Path | None, methods: Sequence[str]
+) -> Inputs:
+    """Reads the files, and says which questions are answered in several ways."""
+    from postgrad.memory.data import contradictions, read_facts, read_questions, read_texts
+
+    needing = [method for method in methods if method in ("replay", "ewc")]
+    if needing and background is None:
+        raise ConfigError(f"--method {needing[0]} needs --background TEXTS.")
+    found = Inputs(
+        read_facts(facts),
+        read_questions(keep) if keep is not None else [],
+        read_questions(ask) if ask is not None else [],
+        read_texts(background) if background is not None else [],
+    )
+    for question, answers in contradictions([*found.keep, *found.ask, *found.facts]):
+        print(f"note: {question!r} is answered in {len(answers)} ways: {', '.join(map(repr, answers[:4]))}")
+    return found
 
 
 def rewrite_report(run: Run) -> Path:

@@ -20,6 +20,7 @@ _WRITERS = {
     "mara.explain": "mara_explain",
     "mara.measure": "mara_measure",
     "memory.learn": "memory_learn",
+    "memory.compare": "memory_compare",
 }
 """Kind of run → module of this package whose `rewrite_report` knows more than the metrics say."""
 

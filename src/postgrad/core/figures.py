@@ -27,8 +27,10 @@ PALETTE: dict[str, tuple[str, str, str]] = {
     "b": ("#0a0b04", "#b9772b", "#e0a862"),
     "c": ("#0a0b05", "#7a5195", "#c09bdc"),
     "d": ("#0a0b06", "#4f7f3a", "#97c77f"),
+    "e": ("#0a0b07", "#a8433c", "#e58f86"),
+    "f": ("#0a0b08", "#6b6b63", "#a9a89f"),
 }
-LINE_ROLES = ("a", "b", "c", "d")
+LINE_ROLES = ("a", "b", "c", "d", "e", "f")
 Style = Literal["line", "points", "bars", "dashed", "scatter", "hollow"]
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from postgrad.core.config import validate
+from postgrad.core.errors import DataError, TrainingError
 from postgrad.core.models import Model, load
-from postgrad.memory.config import LearnConfig, Method
+from postgrad.memory.config import CompareConfig, LearnConfig, Method, StreamConfig
 from postgrad.memory.data import Fact
 from postgrad.memory.learn import Probes, learn
 
@@ -28,15 +29,21 @@ class Trial:
     """A stream that was learned.
 
     Attributes:
-        config: how.
+        method, learning_rate: how.
         learned, kept: shares of questions answered exactly at the end, of the facts taught and of those known before.
         seconds: of learning alone, evaluation not counted.
     """
 
-    config: LearnConfig
+    method: Method
+    learning_rate: float
     learned: float
     kept: float
     seconds: float
+
+    @property
+    def point(self) -> tuple[float, float]:
+        """(learned, kept)."""
+        return self.learned, self.kept
 
 
 class _Seconds:
@@ -63,47 +70,56 @@ def trial(
     """Learns the stream in memory; `model` changes in place, `folder` (with the background profile) does not.
 
     Raises:
-        As `learn`; ValueError if no question says what was learned or what was kept.
+        DataError: no question says what was learned or what was kept; and what `learn` raises.
     """
     seconds = _Seconds()
     metrics = learn(
         model, folder, facts, config, seconds, probes=probes, background=background, keep_patches=False
     )
     if not {"learned/exact", "kept/exact"} <= metrics.keys():
-        raise ValueError("a comparison needs questions about what is taught and about what was known before")
-    return Trial(config, metrics["learned/exact"], metrics["kept/exact"], seconds.total)
+        raise DataError(
+            "A comparison needs questions about what is taught (in the facts, or --ask) and about what was known before (--keep)."
+        )
+    return Trial(
+        config.method, config.learning_rate, metrics["learned/exact"], metrics["kept/exact"], seconds.total
+    )
 
 
 def compare(
     folder: Path,
     facts: Sequence[Fact],
-    methods: Iterable[Method],
-    options: Mapping[str, Any],
+    config: CompareConfig,
     probes: Probes,
     *,
     background: Sequence[str] = (),
     device: str = "auto",
     learning_rates: Mapping[Method, Sequence[float]] = LEARNING_RATES,
-) -> Iterable[Trial]:
+    known: Sequence[Trial] = (),
+    note: Callable[[str], None] = lambda text: None,
+) -> Iterator[Trial]:
     """Every method with every learning rate of its own, each from the model as it is in `folder`, as they come.
 
     Args:
-        folder: model directory, with memory and background profile.
+        folder: model directory, with memory and background profile; it stays as it is.
         facts: what is taught.
-        methods: which.
-        options: of `LearnConfig`, the same for all.
+        config: which methods; how the streams go.
         probes: with questions about what was known before.
         background: for replay and ewc.
         device: as for `load`.
         learning_rates: of each method.
+        known: trials of before, which are not made again.
+        note: told of trials whose loss was not finite, which are left out.
     """
-    configs = [
-        validate(LearnConfig, {**options, "method": method, "lr": rate})
-        for method in methods
-        for rate in learning_rates[method]
-    ]
-    for config in configs:
-        yield trial(load(folder, device=device), folder, facts, config, probes, background)
+    done = {(one.method, one.learning_rate) for one in known}
+    shared = {key: value for key, value in config.model_dump().items() if key in StreamConfig.model_fields}
+    for method in config.methods:
+        for rate in learning_rates[method]:
+            if (method, rate) not in done:
+                options = validate(LearnConfig, {**shared, "method": method, "lr": rate})
+                try:
+                    yield trial(load(folder, device=device), folder, facts, options, probes, background)
+                except TrainingError as error:
+                    note(f"{method} with lr {rate:g} is left out: {error}")
 
 
 def front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:

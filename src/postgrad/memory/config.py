@@ -44,21 +44,13 @@ class ProfileConfig(Config):
     """Of the order of documents."""
 
 
-class LearnConfig(Config):
-    """`postgrad memory learn`."""
+class StreamConfig(Config):
+    """A stream of edits, by whatever method."""
 
-    method: Method = "sparse"
-    """`sparse`: a few rows of the value table (the paper); or a rival: all weights (`full`), all weights with background text
-    in every batch (`replay`) or held to the old ones by Fisher information (`ewc`), or a low-rank adapter (`lora`)."""
     score: Score = "tf_idf"
     """How rows are chosen: this batch against the background (paper), this batch alone, its part of the KL, or no choice."""
     budget: int = Field(default=500, ge=1)
     """t, rows that one update may change in each layer (paper: 500 for facts, 10,000 for documents)."""
-    optimizer: Literal["sgd", "adamw"] | None = None
-    """None = `sgd` for sparse (paper), `adamw` for all others. Sparse's AdamW has a state for the rows that were ever chosen, and
-    for no others."""
-    lr: float | None = Field(default=None, gt=0)
-    """Learning rate. None = with sgd 2 (sparse) or 0.01, with adamw 1e-3 (sparse), 1e-4 (lora) or 1e-5."""
     updates: int = Field(default=8, ge=1)
     """Updates for each edit."""
     per_edit: int = Field(default=1, ge=1)
@@ -73,10 +65,23 @@ class LearnConfig(Config):
     """Of method replay: share of background texts in a batch."""
     ewc_strength: float = Field(default=100.0, gt=0)
     """Of method ewc: weight of the quadratic penalty."""
-    evaluate_every: int = Field(default=0, ge=0)
-    """Edits between evaluations; 0 = at the end."""
     seed: int = 0
     """Of the order of texts and of what a rival draws."""
+
+
+class LearnConfig(StreamConfig):
+    """`postgrad memory learn`."""
+
+    method: Method = "sparse"
+    """`sparse`: a few rows of the value table (the paper); or a rival: all weights (`full`), all weights with background text
+    in every batch (`replay`) or held to the old ones by Fisher information (`ewc`), or a low-rank adapter (`lora`)."""
+    optimizer: Literal["sgd", "adamw"] | None = None
+    """None = `sgd` for sparse (paper), `adamw` for all others. Sparse's AdamW has a state for the rows that were ever chosen, and
+    for no others."""
+    lr: float | None = Field(default=None, gt=0)
+    """Learning rate. None = with sgd 2 (sparse) or 0.01, with adamw 1e-3 (sparse), 1e-4 (lora) or 1e-5."""
+    evaluate_every: int = Field(default=0, ge=0)
+    """Edits between evaluations; 0 = at the end."""
 
     @property
     def optimizer_name(self) -> Literal["sgd", "adamw"]:
@@ -91,3 +96,10 @@ class LearnConfig(Config):
         if self.optimizer_name == "sgd":
             return 2.0 if self.method == "sparse" else 0.01
         return {"sparse": 1e-3, "lora": 1e-4}.get(self.method, 1e-5)
+
+
+class CompareConfig(StreamConfig):
+    """`postgrad memory compare`."""
+
+    methods: tuple[Method, ...] = Field(default=("sparse", "full", "lora", "replay", "ewc"), min_length=1)
+    """Which are compared, each with its own optimizer over five learning rates."""

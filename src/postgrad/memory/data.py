@@ -110,6 +110,20 @@ def _fact(row: dict[str, Any], place: str) -> Fact:
     return Fact(str(name) if name is not None else digest, texts, question, answer)
 
 
+def read_questions(path: Path) -> list[Fact]:
+    """The rows of a JSONL file that have `question` and `answer`; a `text` is not needed.
+
+    Raises:
+        DataError: no file, a question without an answer, or no question at all.
+    """
+    if not path.is_file():
+        raise DataError(f"No file {path} (looked in {Path.cwd()}).")
+    rows = [(line, row) for line, row in _rows(path) if "question" in row or "answer" in row]
+    if not rows:
+        raise DataError(f'{path} has no questions: rows need "question" and "answer".')
+    return [_fact({"text": row.get("question"), **row}, f"{path}, line {line}") for line, row in rows]
+
+
 def read_texts(path: Path) -> list[str]:
     """Background: every text of `read_facts`, paraphrases too."""
     return [text for fact in read_facts(path) for text in fact.texts]

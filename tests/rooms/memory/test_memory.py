@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from postgrad.core.config import validate
-from postgrad.core.errors import ConfigError, DataError, ModelError, TrainingError
+from postgrad.core.errors import DataError, ModelError, TrainingError
 from postgrad.core.models import Model, embedded_model, load, save
 from postgrad.core.models.config import EmbeddedConfig
 from postgrad.core.models.memory import MemoryConfig, attach
@@ -22,7 +22,7 @@ from postgrad.core.models.memory.patch import apply_patch, patch_files, read_pat
 from postgrad.memory import ops
 from postgrad.memory.batches import TokenBatch, encode_texts, pad
 from postgrad.memory.config import LearnConfig, ProfileConfig
-from postgrad.memory.data import contradictions, read_facts
+from postgrad.memory.data import contradictions, read_facts, read_questions
 from postgrad.memory.evaluate import exact_match, text_loss, word_f1
 from postgrad.memory.learn import Probes, learn
 from postgrad.memory.profile import Profile, profile
@@ -481,3 +481,92 @@ def test_a_text_beyond_the_context_is_refused_before_anything_is_learned(
                 PAIRS, EmbeddedConfig(hidden_size=16, num_layers=1, steps=1), device="cpu", cache_dir=tmp_path
             )
         )
+
+
+# -- methods side by side --------------------------------------------------------------------------------------------
+
+
+def question_rows(path: Path, start: int, count: int) -> Path:
+    facts = [
+        {"text": f"The code of box {i} is {i % 7}.", "question": f"Code of box {i}?", "answer": str(i % 7)}
+        for i in range(start, start + count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in facts))
+    return path
+
+
+def test_compare_tries_every_method_goes_on_and_leaves_the_model(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from postgrad.cli import main
+
+    new, old = question_rows(tmp_path / "new.jsonl", 0, 2), question_rows(tmp_path / "old.jsonl", 50, 2)
+    before = {file: file.read_bytes() for file in copied.rglob("*") if file.is_file()}
+    out = tmp_path / "out"
+    command = [
+        "memory",
+        "compare",
+        str(copied),
+        str(new),
+        "--keep",
+        str(old),
+        "--out",
+        str(out),
+        "--updates",
+        "1",
+    ]
+    command += ["--methods", '["sparse", "full"]', "--device", "cpu"]
+    assert main(command) == 0
+    trials = (out / "trials.jsonl").read_text().splitlines()
+    assert [json.loads(line)["method"] for line in trials] == ["sparse"] * 5 + ["full"] * 5
+    assert {file: file.read_bytes() for file in copied.rglob("*") if file.is_file()} == before
+    assert "learned-and-kept" in (out / "report.html").read_text()
+
+    (out / "trials.jsonl").write_text("\n".join(trials[:8]) + "\n" + trials[8][:20])  # killed while writing
+    capsys.readouterr()
+    assert main([*command, "--resume"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[:2]] == ["9/10", "10/10"]
+    again = [json.loads(line) for line in (out / "trials.jsonl").read_text().splitlines()]
+    known = [json.loads(line) for line in trials]
+    assert [(t["method"], t["learning_rate"], t["learned"]) for t in again] == [
+        (t["method"], t["learning_rate"], t["learned"]) for t in known
+    ]
+    assert main([*command, "--resume", "--seed", "3"]) != 0
+    assert "begun with other options" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
+    assert len((out / "trials.jsonl").read_text().splitlines()) == 10
+
+
+def test_fronts_areas_and_levels_equal_a_loop() -> None:
+    import itertools
+    import random
+
+    from postgrad.memory.compare import area, front, kept_at
+
+    rng = random.Random(0)
+    for _ in range(20):
+        points = [(rng.randint(0, 10) / 10, rng.randint(0, 10) / 10) for _ in range(8)]
+        best = {p for p in points if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in points)}
+        assert set(front(points)) == best
+        cells = itertools.product(range(10), repeat=2)
+        covered = sum(any(10 * x > i + 0.5 and 10 * y > j + 0.5 for x, y in points) for i, j in cells)
+        assert area(points) == pytest.approx(covered / 100)
+        assert kept_at(points, 0.5) == max((y for x, y in points if x >= 0.5), default=None)
+
+
+def test_documents_are_asked_by_questions_of_their_own(copied: Path, tmp_path: Path) -> None:
+    model = load(copied, device="cpu")
+    (tmp_path / "doc.txt").write_text("Box 3 lies in the cellar. " * 5)
+    asked = read_questions(question_rows(tmp_path / "ask.jsonl", 3, 2))
+    found = learn(
+        model,
+        copied,
+        read_facts(tmp_path / "doc.txt"),
+        options(updates=1),
+        Rows(),
+        probes=Probes(ask=tuple(asked)),
+    )
+    assert 0 <= found["learned/exact"] <= 1
+    (tmp_path / "none.jsonl").write_text('{"text": "nothing to ask"}\n')
+    with pytest.raises(DataError, match="has no questions"):
+        read_questions(tmp_path / "none.jsonl")

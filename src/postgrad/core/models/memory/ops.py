@@ -76,7 +76,8 @@ def product_lookup(
 def _candidates(first: int, second: int, k: int) -> tuple[Tensor, Tensor]:
     """Ranks (i, j) that can be among the best k, as two index vectors."""
     pairs = [(i, j) for i in range(first) for j in range(second) if (i + 1) * (j + 1) <= k]
-    return torch.tensor([i for i, _ in pairs]), torch.tensor([j for _, j in pairs])
+    with torch.inference_mode(False):  # they are kept, and may be asked for again where gradients are wanted
+        return torch.tensor([i for i, _ in pairs]), torch.tensor([j for _, j in pairs])
 
 
 def read(
