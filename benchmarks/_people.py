@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from postgrad.core.models import Model
+from postgrad.core.config import validate
+from postgrad.core.models import Model, load, save
+from postgrad.core.models.memory import MemoryConfig, attach
+from postgrad.memory.config import HealConfig, ProfileConfig
 from postgrad.memory.data import Fact
+from postgrad.memory.heal import heal
+from postgrad.memory.profile import profile
 
 TELL = {
     "city": ("{} lives in {}", "the home of {} is in {}", "you find {} in {}"),
@@ -82,6 +89,53 @@ def small_model(seed: int, width: int = 64, layers: int = 4) -> Model:
         pad_token_id=0,
     )
     return Model(Qwen3ForCausalLM(shape).eval(), tokenizer, source="people")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the old knowledge and of the stream."""
+
+    old: int
+    new: int
+    steps: int
+
+
+class World:
+    """The facts of a seed, and a model with memory that knows the old ones, made once.
+
+    Attributes:
+        old: facts that the model knows; `in_background` are those that the background profile has seen, `held_back` the others.
+        new: facts that it does not know.
+        background: the texts of `in_background`.
+        path: the model's directory.
+    """
+
+    def __init__(self, folder: Path, seed: int, sizes: Sizes) -> None:
+        self.seed, self.sizes = seed, sizes
+        facts = people(sizes.old + sizes.new + 100, seed)
+        self.old, self.new, told = facts[: sizes.old], facts[sizes.old :][: sizes.new], facts[-100:]
+        half = sizes.old // 2
+        self.in_background, self.held_back = self.old[:half], self.old[half:]
+        self.background = corpus(self.in_background)
+        self.path = folder / f"base-{seed}"
+        if not self.path.is_dir():
+            self._make([*corpus(self.old), *(text for fact in told for text in fact.texts)])
+
+    def _make(self, texts: Sequence[str]) -> None:
+        model = small_model(self.seed)
+        options = {"num_slots": 64**2, "num_heads": 4, "top_k": 8, "key_dim": 32, "seed": self.seed}
+        attach(model.module, validate(MemoryConfig, {"layers": (2,), "mode": "replace", **options}))
+        heal(
+            model,
+            texts,
+            HealConfig(
+                steps=self.sizes.steps, batch_size=64, lr=3e-3, value_lr=1e-2, train="all", seed=self.seed
+            ),
+        )
+        model.module.eval()
+        save(model, self.path)
+        model = load(self.path, device="cpu")
+        profile(model, self.background, ProfileConfig(batches=1000, batch_tokens=24)).save(self.path)
 
 
 def _words(kind: str, count: int) -> list[str]:

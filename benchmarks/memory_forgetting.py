@@ -20,7 +20,6 @@ import argparse
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +27,13 @@ import torch
 from scipy import stats
 
 from _common import finish, machine, print_table
-from _people import corpus, people, small_model
+from _people import Sizes, World
 from postgrad.core.config import validate
-from postgrad.core.models import load, save
-from postgrad.core.models.memory import MemoryConfig, attach
+from postgrad.core.models import load
 from postgrad.memory.compare import front, trial
-from postgrad.memory.config import HealConfig, LearnConfig, ProfileConfig
+from postgrad.memory.config import LearnConfig
 from postgrad.memory.evaluate import answer_questions
-from postgrad.memory.heal import heal
 from postgrad.memory.learn import Probes
-from postgrad.memory.profile import profile
 
 OLD, NEW = 600, 100
 SEARCH_SEEDS = (100, 101)
@@ -81,57 +77,19 @@ GRID: dict[str, list[dict[str, Any]]] = {
 RIVALS = ("full", "full, SGD", "LoRA", "replay", "replay, SGD", "EWC")
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Of the old knowledge and of the stream."""
-
-    old: int
-    new: int
-    steps: int
-
-
-class World:
-    """The facts of a seed, and the model that knows the old ones, made once."""
-
-    def __init__(self, folder: Path, seed: int, sizes: Sizes) -> None:
-        self.seed, self.sizes = seed, sizes
-        facts = people(sizes.old + sizes.new + 100, seed)
-        self.old, self.new, told = facts[: sizes.old], facts[sizes.old :][: sizes.new], facts[-100:]
-        half = sizes.old // 2
-        self.background, self.held_back = corpus(self.old[:half]), self.old[half:]
-        self.path = folder / f"base-{seed}"
-        if not self.path.is_dir():
-            self._make([*corpus(self.old), *(text for fact in told for text in fact.texts)])
-
-    def _make(self, texts: Sequence[str]) -> None:
-        model = small_model(self.seed)
-        options = {"num_slots": 64**2, "num_heads": 4, "top_k": 8, "key_dim": 32, "seed": self.seed}
-        attach(model.module, validate(MemoryConfig, {"layers": (2,), "mode": "replace", **options}))
-        heal(
-            model,
-            texts,
-            HealConfig(
-                steps=self.sizes.steps, batch_size=64, lr=3e-3, value_lr=1e-2, train="all", seed=self.seed
-            ),
-        )
-        model.module.eval()
-        save(model, self.path)
-        model = load(self.path, device="cpu")
-        profile(model, self.background, ProfileConfig(batches=1000, batch_tokens=24)).save(self.path)
-
-    def run(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """One stream; a row of results."""
-        model = load(self.path, device="cpu")
-        config = validate(LearnConfig, {"max_tokens": 64, **options, "seed": self.seed})
-        probes = Probes(keep=tuple(self.held_back), answer_tokens=3)
-        found = trial(model, self.path, self.new, config, probes, self.background)
-        rehearsed = answer_questions(model, self.old[: len(self.old) // 2], 3).exact
-        return {
-            "learned": found.learned,
-            "kept": found.kept,
-            "kept_background": sum(rehearsed) / len(rehearsed),
-            "seconds": found.seconds,
-        }
+def stream(world: World, options: Mapping[str, Any]) -> dict[str, Any]:
+    """One stream; a row of results."""
+    model = load(world.path, device="cpu")
+    config = validate(LearnConfig, {"max_tokens": 64, **options, "seed": world.seed})
+    probes = Probes(keep=tuple(world.held_back), answer_tokens=3)
+    found = trial(model, world.path, world.new, config, probes, world.background)
+    rehearsed = answer_questions(model, world.in_background, 3).exact
+    return {
+        "learned": found.learned,
+        "kept": found.kept,
+        "kept_background": sum(rehearsed) / len(rehearsed),
+        "seconds": found.seconds,
+    }
 
 
 class Results:
@@ -153,7 +111,7 @@ class Results:
         if key not in self.rows:
             if seed not in self.worlds:
                 self.worlds[seed] = World(self.folder, seed, self.sizes)
-            row = {"seed": seed, "method": method, "options": options, **self.worlds[seed].run(options)}
+            row = {"seed": seed, "method": method, "options": options, **stream(self.worlds[seed], options)}
             self.rows[key] = row
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

@@ -177,6 +177,17 @@ def diff(model: Path, first: str, second: str | None) -> int:
     return _command("patches").diff(model, first, second)
 
 
+@memory.command("explain", short_help="Which tokens read what a patch changed.")
+@_model
+@click.argument("patch", metavar="PATCH")
+@click.argument("texts", metavar="[TEXT]...", nargs=-1)
+@_device
+@_json
+def explain(model: Path, patch: str, texts: tuple[str, ...], device: str, json_output: bool) -> int:
+    """How much of what each token of TEXT reads are rows that PATCH changed; without TEXT, of what was learned."""
+    return _command("patches").explain(model, patch, texts, device, json_output=json_output)
+
+
 @memory.command("rollback", short_help="Take back what was learned.")
 @_model
 @_names

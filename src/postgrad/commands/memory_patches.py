@@ -1,4 +1,4 @@
-"""`postgrad memory list | diff | rollback | export | apply`: what a model directory has learned, as patches."""
+"""`postgrad memory list | diff | explain | rollback | export | apply`: what a model directory has learned, as patches."""
 
 from __future__ import annotations
 
@@ -62,6 +62,32 @@ def diff(model: Path, first: str, second: str | None) -> int:
         ]
         print(f"\n{name}: {len(change.rows)} rows; the {len(rows)} that changed most")
         print_rows(("slot", "norm before", "distance moved"), rows)
+    return 0
+
+
+def explain(model: Path, name: str, texts: Sequence[str], device: str, *, json_output: bool) -> int:
+    """`explain`: how much of what each token of a text reads are rows that a patch changed."""
+    from postgrad.core.models import load
+    from postgrad.memory.core_set import changed_rows, readings, share_of_rows
+    from postgrad.memory.store import PatchStore
+
+    entry = PatchStore(model).find(name)
+    shown = list(texts) or list(entry.patch.facts.get("texts", []))
+    if not shown:
+        raise ConfigError(
+            f"Patch {name} does not say what it learned. Give a text: postgrad memory explain {model} {name} TEXT"
+        )
+    loaded = load(model, device=device)
+    changed = changed_rows(loaded, entry.patch)
+    found = [(reading.tokens, share_of_rows(reading, changed)) for reading in readings(loaded, shown)]
+    if json_output:
+        print(json.dumps([{"tokens": t, "shares": s} for t, s in found], indent=2, ensure_ascii=False))
+        return 0
+    for number, (tokens, shares) in enumerate(found):
+        print("" if not number else "\n", end="")
+        width = max(map(len, map(repr, tokens)))
+        for token, share in zip(tokens, shares, strict=True):
+            print(f"{token!r:<{width}}  {100 * share:5.1f} %  {'█' * round(40 * share)}")
     return 0
 
 

@@ -570,3 +570,43 @@ def test_documents_are_asked_by_questions_of_their_own(copied: Path, tmp_path: P
     (tmp_path / "none.jsonl").write_text('{"text": "nothing to ask"}\n')
     with pytest.raises(DataError, match="has no questions"):
         read_questions(tmp_path / "none.jsonl")
+
+
+# -- which tokens read what ------------------------------------------------------------------------------------------
+
+
+def test_explain_says_which_tokens_read_the_rows_of_a_patch(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from postgrad.cli import main
+    from postgrad.memory.core_set import changed_rows, core_set, readings, share_of_rows
+
+    model = load(copied, device="cpu")
+    patch = (
+        SparseLearner(model, Profile.load(copied, model), options())
+        .learn(batch_of(model), {"texts": FACTS[:1]})
+        .patch
+    )
+    PatchStore(copied).append(patch)
+    found = readings(model, FACTS)
+    alone = readings(model, FACTS[1:])[0]
+    changed = changed_rows(model, patch)
+    for name, slots in found[1].slots.items():
+        assert slots.equal(alone.slots[name]), "a text reads the same whatever else is read"
+        common = set(found[0].slots[name].flatten().tolist()) & set(slots.flatten().tolist())
+        assert core_set(found, name).tolist() == sorted(common)
+    expected = []
+    for token in range(len(found[0].tokens)):
+        pairs = [
+            (int(slot), float(weight), name)
+            for name in found[0].slots
+            for slot, weight in zip(found[0].slots[name][token], found[0].weights[name][token], strict=True)
+        ]
+        hit = sum(weight for slot, weight, name in pairs if slot in set(changed[name].tolist()))
+        expected.append(hit / sum(weight for _, weight, _ in pairs))
+    assert share_of_rows(found[0], changed) == pytest.approx(expected)
+    assert 0 < sum(expected) < len(expected)
+    assert main(["memory", "explain", str(copied), "1", "--json", "--device", "cpu"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown[0]["shares"] == pytest.approx(expected)
+    assert "".join(shown[0]["tokens"]).startswith(FACTS[0])
