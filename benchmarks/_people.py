@@ -34,6 +34,9 @@ ASK = {
 }
 OBJECTS = 25
 """Of each relation; guessing is right once in so many."""
+BIOGRAPHY_WORDS = (".", "they")
+TELLINGS = 4
+"""Documents about the same person."""
 
 
 def people(count: int, seed: int) -> list[Fact]:
@@ -49,6 +52,38 @@ def people(count: int, seed: int) -> list[Fact]:
     return facts
 
 
+def biographies(count: int, seed: int) -> tuple[list[list[Fact]], list[list[Fact]]]:
+    """Documents about different people, several tellings of each, and the questions that each answers.
+
+    A document tells four facts, each twice, in any order; after its first sentence the person is often only "they".
+    """
+    rng = random.Random(seed)
+    names = [f"{first} {last}" for first in _words("f", 40) for last in _words("l", 40)]
+    documents: list[list[Fact]] = []
+    questions: list[list[Fact]] = []
+    for index, name in enumerate(rng.sample(names, count)):
+        things = {relation: rng.choice(_words(relation, OBJECTS)) for relation in sorted(TELL)}
+        documents.append(
+            [Fact(f"{seed}-{index}-{turn}", (_biography(name, things, rng),)) for turn in range(TELLINGS)]
+        )
+        questions.append(
+            [
+                Fact(f"{seed}-{index}-{relation}", (name,), ASK[relation].format(name), thing)
+                for relation, thing in things.items()
+            ]
+        )
+    return documents, questions
+
+
+def _biography(name: str, things: dict[str, str], rng: random.Random) -> str:
+    told = [
+        (sentence, thing) for relation, thing in things.items() for sentence in rng.sample(TELL[relation], 2)
+    ]
+    rng.shuffle(told)
+    who = [name, *(rng.choice((name, "they")) for _ in told[1:])]
+    return " . ".join(sentence.format(w, thing) for (sentence, thing), w in zip(told, who, strict=True))
+
+
 def corpus(facts: Sequence[Fact]) -> list[str]:
     """Every sentence of the facts, and every question with its answer as often as there are sentences."""
     return [
@@ -56,13 +91,13 @@ def corpus(facts: Sequence[Fact]) -> list[str]:
     ]
 
 
-def small_model(seed: int, width: int = 64, layers: int = 4) -> Model:
-    """An untrained model that knows the words."""
+def small_model(seed: int, more_words: Sequence[str] = (), width: int = 64, layers: int = 4) -> Model:
+    """An untrained model that knows the words of facts, and some more."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-    words = {word: None for kind in ("f", "l") for word in _words(kind, 40)}
+    words = {word: None for kind in ("f", "l") for word in _words(kind, 40)} | dict.fromkeys(more_words)
     for relation, sentences in TELL.items():
         words |= dict.fromkeys(_words(relation, OBJECTS))
         words |= dict.fromkeys(
@@ -82,7 +117,7 @@ def small_model(seed: int, width: int = 64, layers: int = 4) -> Model:
         num_attention_heads=4,
         num_key_value_heads=4,
         head_dim=width // 4,
-        max_position_embeddings=64,
+        max_position_embeddings=128,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=1,
@@ -98,44 +133,63 @@ class Sizes:
     old: int
     new: int
     steps: int
+    batch_size: int = 64
 
 
 class World:
-    """The facts of a seed, and a model with memory that knows the old ones, made once.
+    """What a seed's model knows and what it is to learn; the model with its memory is made once.
 
     Attributes:
-        old: facts that the model knows; `in_background` are those that the background profile has seen, `held_back` the others.
-        new: facts that it does not know.
-        background: the texts of `in_background`.
+        new: what is taught.
+        ask: questions about it that it does not carry itself.
+        in_background, held_back: what the model knows and the background holds, or does not hold, as questions.
+        background: texts.
         path: the model's directory.
     """
 
-    def __init__(self, folder: Path, seed: int, sizes: Sizes) -> None:
+    def __init__(self, folder: Path, seed: int, sizes: Sizes, documents: bool = False) -> None:
         self.seed, self.sizes = seed, sizes
-        facts = people(sizes.old + sizes.new + 100, seed)
-        self.old, self.new, told = facts[: sizes.old], facts[sizes.old :][: sizes.new], facts[-100:]
         half = sizes.old // 2
-        self.in_background, self.held_back = self.old[:half], self.old[half:]
-        self.background = corpus(self.in_background)
+        told = 100
+        count = sizes.old + sizes.new
+        self.ask: list[Fact] = []
+        if documents:
+            texts, questions = biographies(count + told // 4, seed)
+            known = [text for tellings in texts[: sizes.old] for fact in tellings for text in fact.texts]
+            asked = [f"{fact.question} {fact.answer}" for facts in questions[: sizes.old] for fact in facts]
+            self.new = [tellings[0] for tellings in texts[sizes.old : count]]
+            self.ask = [fact for facts in questions[sizes.old : count] for fact in facts]
+            self.in_background = [fact for facts in questions[:half] for fact in facts]
+            self.held_back = [fact for facts in questions[half : sizes.old] for fact in facts]
+            self.background = known[: half * TELLINGS] + asked[: 4 * half]
+            training = [*known, *(asked * 2), *(f.texts[0] for tellings in texts[count:] for f in tellings)]
+        else:
+            facts = people(count + told, seed)
+            old, self.new = facts[: sizes.old], facts[sizes.old : count]
+            self.in_background, self.held_back = old[:half], old[half:]
+            self.background = corpus(self.in_background)
+            training = [*corpus(old), *(text for fact in facts[count:] for text in fact.texts)]
         self.path = folder / f"base-{seed}"
         if not self.path.is_dir():
-            self._make([*corpus(self.old), *(text for fact in told for text in fact.texts)])
+            self._make(training)
 
     def _make(self, texts: Sequence[str]) -> None:
-        model = small_model(self.seed)
+        model = small_model(self.seed, BIOGRAPHY_WORDS if self.ask else ())
         options = {"num_slots": 64**2, "num_heads": 4, "top_k": 8, "key_dim": 32, "seed": self.seed}
         attach(model.module, validate(MemoryConfig, {"layers": (2,), "mode": "replace", **options}))
+        steps, batch_size = self.sizes.steps, self.sizes.batch_size
         heal(
             model,
             texts,
             HealConfig(
-                steps=self.sizes.steps, batch_size=64, lr=3e-3, value_lr=1e-2, train="all", seed=self.seed
+                steps=steps, batch_size=batch_size, lr=3e-3, value_lr=1e-2, train="all", seed=self.seed
             ),
         )
-        model.module.eval()
-        save(model, self.path)
-        model = load(self.path, device="cpu")
-        profile(model, self.background, ProfileConfig(batches=1000, batch_tokens=24)).save(self.path)
+        partial = self.path.with_suffix(".partial")
+        save(model, partial)
+        model = load(partial, device="cpu")
+        profile(model, self.background, ProfileConfig(batches=1000, batch_tokens=24)).save(partial)
+        partial.rename(self.path)
 
 
 def _words(kind: str, count: int) -> list[str]:

@@ -3,15 +3,16 @@
 A small model (0.5 M parameters, a memory of 64² slots in the place of one of four MLPs) is trained on 600 made-up facts, told
 in three sentences each and asked; it knows them all. Then a stream of 100 new facts is taught, one after the other, each from its
 three sentences alone, and all are *asked*. `learned`: their questions answered exactly at the end of the stream. `kept`: the
-questions of 300 old facts, which are not in the background. (The other 300 old facts are: TF-IDF counts their accesses, replay rehearses
-them, EWC takes their Fisher information.)
+questions of 300 old facts, which are not in the background. (The other 300 old facts are: TF-IDF counts their accesses, replay
+rehearses them, EWC takes their Fisher information.) With `--stream documents` it is trained on 150 people's lives of four facts
+each, and taught 25 more lives, each as one text.
 
-Every method runs all settings of GRID on two seeds of their own. Those on its front there (no other setting is better in learned
+Every method runs all settings of a grid on seeds of their own. Those on its front there (no other setting is better in learned
 and kept) run on the seeds that are reported: so nothing is chosen by what is reported. "kept at learned >= x" is the setting
 that on the search's seeds kept the most of those that learned at least x there; what it learned on the reported seeds stands
 beside it. Intervals are 95 %, Student's t over seeds.
 
-    python benchmarks/memory_forgetting.py [--quick] [--seeds 5] [--out DIR] [--methods "NAME;..."]
+    python benchmarks/memory_forgetting.py [--stream documents] [--quick] [--seeds 5] [--jobs 2] [--out DIR]
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import argparse
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from scipy import stats
@@ -35,8 +38,11 @@ from postgrad.memory.config import LearnConfig
 from postgrad.memory.evaluate import answer_questions
 from postgrad.memory.learn import Probes
 
-OLD, NEW = 600, 100
-SEARCH_SEEDS = (100, 101)
+SIZES = {"facts": Sizes(600, 100, 2500), "documents": Sizes(150, 25, 3000, 32)}
+QUICK = {"facts": Sizes(200, 25, 1200), "documents": Sizes(40, 8, 1000, 32)}
+BUDGETS = {"facts": (32, 128), "documents": (128, 512)}
+SEARCH_SEEDS = {"facts": (100, 101), "documents": (100,)}
+UPDATES = {"facts": (2, 8), "documents": (8,)}
 LEVELS = (0.5, 0.7, 0.9)
 """Of `learned`, where `kept` is compared."""
 
@@ -48,40 +54,40 @@ def _grid(options: Mapping[str, Any], **axes: Sequence[Any]) -> list[dict[str, A
     return found
 
 
-GRID: dict[str, list[dict[str, Any]]] = {
-    "sparse": _grid({}, budget=(32, 128), updates=(2, 8), lr=(1, 2, 5, 10, 20)),
-    "sparse, AdamW": _grid(
-        {"optimizer": "adamw"}, budget=(32, 128), updates=(2, 8), lr=(0.01, 0.03, 0.1, 0.3)
-    ),
-    "sparse, TF only": _grid({"score": "tf"}, budget=(32, 128), updates=(2, 8), lr=(1, 2, 5, 10, 20)),
-    "sparse, KL": _grid({"score": "kl"}, budget=(32, 128), updates=(2, 8), lr=(1, 2, 5, 10, 20)),
-    "sparse, all accessed": _grid({"score": "all"}, updates=(2, 8), lr=(1, 2, 5, 10, 20)),
-    "full": _grid({"method": "full"}, updates=(2, 8), lr=(3e-5, 1e-4, 3e-4, 1e-3)),
-    "full, SGD": _grid(
-        {"method": "full", "optimizer": "sgd"}, updates=(2, 8), lr=(0.01, 0.03, 0.1, 0.3, 1.0)
-    ),
-    "LoRA": _grid({"method": "lora"}, lora_rank=(4, 16), updates=(2, 8), lr=(1e-4, 3e-4, 1e-3, 3e-3)),
-    "replay": _grid(
-        {"method": "replay"}, replay_fraction=(0.5, 0.8), updates=(2, 8), lr=(3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
-    ),
-    "replay, SGD": _grid(
-        {"method": "replay", "optimizer": "sgd"},
-        replay_fraction=(0.5, 0.8),
-        updates=(2, 8),
-        lr=(0.1, 0.3, 1.0),
-    ),
-    "EWC": _grid(
-        {"method": "ewc"}, ewc_strength=(1e2, 1e4, 1e6), updates=(2, 8), lr=(3e-5, 1e-4, 3e-4, 1e-3)
-    ),
-}
+def make_grid(budgets: Sequence[int], updates: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
+    """All settings that are tried, by method."""
+    rates, sgd_rates = (3e-5, 1e-4, 3e-4, 1e-3), (1, 2, 5, 10, 20)
+    chosen = {"budget": budgets, "updates": updates, "lr": sgd_rates}
+    return {
+        "sparse": _grid({}, **chosen),
+        "sparse, AdamW": _grid({"optimizer": "adamw"}, **{**chosen, "lr": (0.01, 0.03, 0.1, 0.3)}),
+        "sparse, TF only": _grid({"score": "tf"}, **chosen),
+        "sparse, KL": _grid({"score": "kl"}, **chosen),
+        "sparse, all accessed": _grid({"score": "all"}, updates=updates, lr=sgd_rates),
+        "full": _grid({"method": "full"}, updates=updates, lr=rates),
+        "full, SGD": _grid(
+            {"method": "full", "optimizer": "sgd"}, updates=updates, lr=(0.01, 0.03, 0.1, 0.3, 1.0)
+        ),
+        "LoRA": _grid({"method": "lora"}, lora_rank=(4, 16), updates=updates, lr=(1e-4, 3e-4, 1e-3, 3e-3)),
+        "replay": _grid({"method": "replay"}, replay_fraction=(0.5, 0.8), updates=updates, lr=(*rates, 3e-3)),
+        "replay, SGD": _grid(
+            {"method": "replay", "optimizer": "sgd"},
+            replay_fraction=(0.5, 0.8),
+            updates=updates,
+            lr=(0.1, 0.3, 1.0),
+        ),
+        "EWC": _grid({"method": "ewc"}, ewc_strength=(1e2, 1e4, 1e6), updates=updates, lr=rates),
+    }
+
+
 RIVALS = ("full", "full, SGD", "LoRA", "replay", "replay, SGD", "EWC")
 
 
 def stream(world: World, options: Mapping[str, Any]) -> dict[str, Any]:
     """One stream; a row of results."""
     model = load(world.path, device="cpu")
-    config = validate(LearnConfig, {"max_tokens": 64, **options, "seed": world.seed})
-    probes = Probes(keep=tuple(world.held_back), answer_tokens=3)
+    config = validate(LearnConfig, {"max_tokens": 128, **options, "seed": world.seed})
+    probes = Probes(keep=tuple(world.held_back), ask=tuple(world.ask), answer_tokens=3)
     found = trial(model, world.path, world.new, config, probes, world.background)
     rehearsed = answer_questions(model, world.in_background, 3).exact
     return {
@@ -92,35 +98,72 @@ def stream(world: World, options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+class Job(NamedTuple):
+    """A stream that is to be measured."""
+
+    world: tuple[Path, int, Sizes, bool]
+    method: str
+    options: dict[str, Any]
+
+    @property
+    def key(self) -> tuple[int, str, str]:
+        """(seed, method, setting)."""
+        return self.world[1], self.method, json.dumps(self.options)
+
+
+def work(job: Job) -> dict[str, Any]:
+    """In a process of its own."""
+    torch.set_num_threads(1)
+    row = stream(World(*job.world), job.options)
+    return {"seed": job.world[1], "method": job.method, "options": job.options, **row}
+
+
+def make_world(world: tuple[Path, int, Sizes, bool]) -> None:
+    """In a process of its own."""
+    torch.set_num_threads(1)
+    World(*world)
+
+
 class Results:
     """Rows by (seed, method, setting), in a file, so that a run goes on where it stopped."""
 
-    def __init__(self, folder: Path, sizes: Sizes) -> None:
-        self.folder, self.sizes = folder, sizes
+    def __init__(self, folder: Path, sizes: Sizes, documents: bool, processes: int) -> None:
+        self.folder, self.sizes, self.documents = folder, sizes, documents
         self.path = folder / "results.jsonl"
         self.rows: dict[tuple[int, str, str], dict[str, Any]] = {}
-        self.worlds: dict[int, World] = {}
+        self.pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
         if self.path.is_file():
             for line in self.path.read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
-                self.rows[row["seed"], row["method"], json.dumps(row["options"])] = row
+                self._keep(json.loads(line))
 
-    def get(self, seed: int, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """From the file, or measured now."""
-        key = (seed, method, json.dumps(options))
-        if key not in self.rows:
-            if seed not in self.worlds:
-                self.worlds[seed] = World(self.folder, seed, self.sizes)
-            row = {"seed": seed, "method": method, "options": options, **stream(self.worlds[seed], options)}
-            self.rows[key] = row
+    def _keep(self, row: dict[str, Any]) -> None:
+        self.rows[row["seed"], row["method"], json.dumps(row["options"])] = row
+
+    def measure(self, settings: Mapping[str, Sequence[dict[str, Any]]], seeds: Sequence[int]) -> None:
+        """Every setting on every seed, where it is not known yet."""
+        worlds = [(self.folder, seed, self.sizes, self.documents) for seed in seeds]
+        list(self.pool.map(make_world, worlds))
+        jobs = [
+            Job(world, method, options)
+            for method, some in settings.items()
+            for options in some
+            for world in worlds
+        ]
+        jobs = [job for job in jobs if job.key not in self.rows]
+        for number, row in enumerate(self.pool.map(work, jobs), 1):
+            self._keep(row)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-            shown = ", ".join(f"{name} {value}" for name, value in options.items() if name != "method")
+            shown = ", ".join(f"{name} {value}" for name, value in row["options"].items() if name != "method")
             print(
-                f"seed {seed}, {method}, {shown}: learned {row['learned']:.2f}, kept {row['kept']:.2f}",
+                f"{number}/{len(jobs)} seed {row['seed']}, {row['method']}, {shown}: learned {row['learned']:.2f}, "
+                f"kept {row['kept']:.2f}",
                 flush=True,
             )
-        return self.rows[key]
+
+    def get(self, seed: int, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """A measured row."""
+        return self.rows[seed, method, json.dumps(options)]
 
     def mean(self, seeds: Sequence[int], method: str, options: Mapping[str, Any]) -> tuple[float, float]:
         """(learned, kept) over seeds."""
@@ -128,11 +171,13 @@ class Results:
         return sum(r["learned"] for r in rows) / len(rows), sum(r["kept"] for r in rows) / len(rows)
 
 
-def fronts(results: Results, methods: Sequence[str], seeds: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
+def fronts(
+    results: Results, grid: Mapping[str, Sequence[dict[str, Any]]], seeds: Sequence[int]
+) -> dict[str, list[dict[str, Any]]]:
     """The settings of each method that no other beats on the search's seeds, by what they learned."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for method in methods:
-        points = {results.mean(seeds, method, options): options for options in reversed(GRID[method])}
+    for method, settings in grid.items():
+        points = {results.mean(seeds, method, options): options for options in reversed(settings)}
         found[method] = [points[point] for point in front(points)]
     return found
 
@@ -227,26 +272,27 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="one seed each, a quarter of the facts, three settings"
     )
+    parser.add_argument("--stream", choices=list(SIZES), default="facts")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--out", type=Path, help="keep results here, and take up those that are there")
     parser.add_argument("--methods", help="joined by semicolons; default all")
-    parser.add_argument("--search-only", action="store_true", help="stop before the reported seeds")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    methods = options.methods.split(";") if options.methods else list(GRID)
-    sizes = Sizes(OLD, NEW, 2500)
-    search, seeds = SEARCH_SEEDS, tuple(range(options.seeds))
+    grid = make_grid(BUDGETS[options.stream], UPDATES[options.stream])
+    if options.methods:
+        grid = {method: grid[method] for method in options.methods.split(";")}
+    sizes, search, seeds = SIZES[options.stream], SEARCH_SEEDS[options.stream], tuple(range(options.seeds))
     if options.quick:
-        sizes, search, seeds = Sizes(200, 25, 1200), SEARCH_SEEDS[:1], (0,)
-        for name, settings in GRID.items():
-            GRID[name] = settings[:: max(1, len(settings) // 3)]
+        sizes, search, seeds = QUICK[options.stream], search[:1], (0,)
+        grid = {name: settings[:: max(1, len(settings) // 3)] for name, settings in grid.items()}
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.out or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        results = Results(folder, sizes)
-        chosen = fronts(results, methods, search)
-        if not options.search_only:
-            report(results, chosen, search, seeds)
+        results = Results(folder, sizes, options.stream == "documents", options.jobs)
+        results.measure(grid, search)
+        chosen = fronts(results, grid, search)
+        results.measure(chosen, seeds)
+        report(results, chosen, search, seeds)
 
 
 if __name__ == "__main__":
