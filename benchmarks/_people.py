@@ -12,13 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
 from postgrad.core.config import validate
 from postgrad.core.models import Model, load, save
-from postgrad.core.models.memory import MemoryConfig, attach
+from postgrad.core.models.memory import MemoryConfig, attach, memory_layers
+from postgrad.memory.batches import encode_texts, pad
 from postgrad.memory.config import HealConfig, ProfileConfig
 from postgrad.memory.data import Fact
 from postgrad.memory.heal import heal
-from postgrad.memory.profile import profile
+from postgrad.memory.profile import Profile, profile
 
 TELL = {
     "city": ("{} lives in {}", "the home of {} is in {}", "you find {} in {}"),
@@ -93,10 +98,6 @@ def corpus(facts: Sequence[Fact]) -> list[str]:
 
 def small_model(seed: int, more_words: Sequence[str] = (), width: int = 64, layers: int = 4) -> Model:
     """An untrained model that knows the words of facts, and some more."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
-
     words = {word: None for kind in ("f", "l") for word in _words(kind, 40)} | dict.fromkeys(more_words)
     for relation, sentences in TELL.items():
         words |= dict.fromkeys(_words(relation, OBJECTS))
@@ -136,6 +137,31 @@ class Sizes:
     batch_size: int = 64
 
 
+RATES = {"lr": 3e-3, "value_lr": 1e-2}
+
+
+def train(model: Model, texts: Sequence[str], config: HealConfig) -> None:
+    """Next-token training of all weights, with or without memory."""
+    if memory_layers(model.module):
+        heal(model, texts, config)
+        return
+    rows = encode_texts(model, texts, config.max_tokens, cut=True)
+    optimizer = torch.optim.AdamW(
+        model.module.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.0
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, config.steps, pct_start=0.05)
+    rng = random.Random(config.seed)
+    for _ in range(config.steps):
+        batch = pad(model, rng.choices(rows, k=config.batch_size))
+        model.module(
+            input_ids=batch.tokens, attention_mask=batch.counted.long(), labels=batch.labels, use_cache=False
+        ).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.module.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
 class World:
     """What a seed's model knows and what it is to learn; the model with its memory is made once.
 
@@ -147,7 +173,9 @@ class World:
         path: the model's directory.
     """
 
-    def __init__(self, folder: Path, seed: int, sizes: Sizes, documents: bool = False) -> None:
+    def __init__(
+        self, folder: Path, seed: int, sizes: Sizes, documents: bool = False, memory: bool = True
+    ) -> None:
         self.seed, self.sizes = seed, sizes
         half = sizes.old // 2
         told = 100
@@ -171,25 +199,31 @@ class World:
             training = [*corpus(old), *(text for fact in facts[count:] for text in fact.texts)]
         self.path = folder / f"base-{seed}"
         if not self.path.is_dir():
-            self._make(training)
+            self._make(training, memory)
 
-    def _make(self, texts: Sequence[str]) -> None:
+    def _make(self, texts: Sequence[str], memory: bool) -> None:
         model = small_model(self.seed, BIOGRAPHY_WORDS if self.ask else ())
-        options = {"num_slots": 64**2, "num_heads": 4, "top_k": 8, "key_dim": 32, "seed": self.seed}
-        attach(model.module, validate(MemoryConfig, {"layers": (2,), "mode": "replace", **options}))
+        if memory:
+            attach(model.module, memory_options(self.seed, mode="replace"))
         steps, batch_size = self.sizes.steps, self.sizes.batch_size
-        heal(
-            model,
-            texts,
-            HealConfig(
-                steps=steps, batch_size=batch_size, lr=3e-3, value_lr=1e-2, train="all", seed=self.seed
-            ),
+        train(
+            model, texts, HealConfig(steps=steps, batch_size=batch_size, train="all", seed=self.seed, **RATES)
         )
         partial = self.path.with_suffix(".partial")
         save(model, partial)
-        model = load(partial, device="cpu")
-        profile(model, self.background, ProfileConfig(batches=1000, batch_tokens=24)).save(partial)
+        if memory:
+            self.profile(load(partial, device="cpu")).save(partial)
         partial.rename(self.path)
+
+    def profile(self, model: Model) -> Profile:
+        """Of the background."""
+        return profile(model, self.background, ProfileConfig(batches=1000, batch_tokens=24))
+
+
+def memory_options(seed: int, **options: Any) -> MemoryConfig:
+    """64² slots in block 2 of 4."""
+    sizes = {"layers": (2,), "num_slots": 64**2, "num_heads": 4, "top_k": 8, "key_dim": 32, "seed": seed}
+    return validate(MemoryConfig, {**sizes, **options})
 
 
 def _words(kind: str, count: int) -> list[str]:

@@ -38,7 +38,7 @@ from postgrad.memory.config import LearnConfig
 from postgrad.memory.evaluate import answer_questions
 from postgrad.memory.learn import Probes
 
-SIZES = {"facts": Sizes(600, 100, 2500), "documents": Sizes(150, 25, 3000, 32)}
+SIZES = {"facts": Sizes(600, 100, 2500), "documents": Sizes(150, 25, 2000, 32)}
 QUICK = {"facts": Sizes(200, 25, 1200), "documents": Sizes(40, 8, 1000, 32)}
 BUDGETS = {"facts": (32, 128), "documents": (128, 512)}
 SEARCH_SEEDS = {"facts": (100, 101), "documents": (100,)}
