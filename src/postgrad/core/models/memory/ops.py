@@ -2,7 +2,8 @@
 
 Symbols: q = `query`, K = `keys`, I = `slots`, s = `weights`, V = `values`, TopK as in the papers.
 
-Shapes: T tokens, H heads, N slots, A × B = N the two sets of half keys, k slots per look-up, D width of a value, R selected rows.
+Shapes: T tokens, H heads, N slots, A × B = N the two sets of half keys, k slots per look-up, D width of a value, R selected rows,
+P pairs of a token and a slot.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -18,6 +19,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+_COPIED_BYTES = 2**25
+"""So much of the table `weights_gradient` copies at a time; a bound on memory that changes no result."""
 
 
 class Found(NamedTuple):
@@ -111,14 +115,52 @@ def selected_gradient(
     >>> selected_gradient(g, slots, weights, torch.tensor([5, 6])).tolist()  # 2·1 + 1·10; never read
     [[12.0], [0.0]]
     """
+    pairs, offsets = pairs_of_rows(slots, rows)
+    chosen = weights.flatten()[pairs].to(gradient.dtype)
+    tokens = pairs // slots.shape[1]
+    return F.embedding_bag(
+        tokens, gradient, offsets, per_sample_weights=chosen, mode="sum", include_last_offset=True
+    )
+
+
+class Pairs(NamedTuple):
+    """Which (token, slot) pairs read the chosen rows.
+
+    pairs: int64 [P], places in the flattened [T, M], sorted by row and within a row by place; offsets: int64 [R + 1], row r has
+    pairs[offsets[r] : offsets[r + 1]].
+    """
+
+    pairs: Tensor
+    offsets: Tensor
+
+
+def pairs_of_rows(slots: Int[Tensor, "T M"], rows: Int[Tensor, " R"]) -> Pairs:
+    """The reverse index of chosen rows, which are different slots, sorted.
+
+    >>> found = pairs_of_rows(torch.tensor([[5, 0], [7, 5]]), torch.tensor([0, 5, 6]))
+    >>> found.pairs.tolist(), found.offsets.tolist()
+    ([1, 0, 3], [0, 1, 3, 3])
+    """
     flat = slots.flatten()
     place = torch.searchsorted(rows.contiguous(), flat).clamp(max=len(rows) - 1)
     pairs = (rows[place] == flat).nonzero().squeeze(-1)
-    bag, order = place[pairs].sort(stable=True)
-    pairs = pairs[order]
-    offsets = torch.searchsorted(bag, torch.arange(len(rows), device=bag.device))
-    chosen = weights.flatten()[pairs].to(gradient.dtype)
-    return F.embedding_bag(pairs // slots.shape[1], gradient, offsets, per_sample_weights=chosen, mode="sum")
+    row, order = place[pairs].sort(stable=True)
+    return Pairs(pairs[order], torch.searchsorted(row, torch.arange(len(rows) + 1, device=row.device)))
+
+
+def weights_gradient(
+    gradient: Float[Tensor, "T D"], values: Float[Tensor, "N D"], slots: Int[Tensor, "T M"]
+) -> Float[Tensor, "T M"]:
+    """The gradient of `read` in its weights: ∂L/∂s_tm = ⟨∂L/∂y_t, V[I_tm]⟩, without all T·M·D values at once.
+
+    >>> g, values = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 0.0], [1.0, 1.0]])
+    >>> weights_gradient(g, values, torch.tensor([[1, 0]])).tolist()
+    [[3.0, 3.0]]
+    """
+    token_bytes = slots.shape[1] * values.shape[1] * values.element_size()
+    tokens = max(1, _COPIED_BYTES // max(1, token_bytes))
+    parts = zip(gradient.split(tokens), slots.split(tokens), strict=True)
+    return torch.cat([torch.einsum("td,tmd->tm", part, values[where]) for part, where in parts])
 
 
 class _ReadSelected(torch.autograd.Function):
@@ -143,7 +185,7 @@ class _ReadSelected(torch.autograd.Function):
         active = selected_gradient(gradient, slots, weights, rows)
         scores = None
         if ctx.needs_input_grad[3]:  # pyright: ignore[reportAttributeAccessIssue]
-            scores = torch.einsum("td,tmd->tm", gradient, values[slots])
+            scores = weights_gradient(gradient, values, slots)
         return active, None, None, scores, None
 
 
