@@ -4,6 +4,8 @@ Symbols: q = `query`, K = `keys`, I = `slots`, s = `weights`, V = `values`, TopK
 
 Shapes: T tokens, H heads, N slots, A × B = N the two sets of half keys, k slots per look-up, D width of a value, R selected rows,
 P pairs of a token and a slot.
+
+Reading and its gradients are torch's operations, and on CUDA the kernels of `kernels.py` where Triton is installed.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -91,6 +94,8 @@ def read(
     >>> read(torch.tensor([[1.0], [10.0]]), torch.tensor([[0, 1]]), torch.tensor([[2.0, 0.5]])).tolist()
     [[7.0]]
     """
+    if _kernels(values) is not None:
+        return _Read.apply(values, slots, weights)  # pyright: ignore[reportReturnType]
     return F.embedding_bag(slots, values, per_sample_weights=weights.to(values.dtype), mode="sum")
 
 
@@ -115,6 +120,9 @@ def selected_gradient(
     >>> selected_gradient(g, slots, weights, torch.tensor([5, 6])).tolist()  # 2·1 + 1·10; never read
     [[12.0], [0.0]]
     """
+    kernels = _kernels(gradient)
+    if kernels is not None:
+        return kernels.selected_gradient(gradient, slots, weights, rows)
     pairs, offsets = pairs_of_rows(slots, rows)
     chosen = weights.flatten()[pairs].to(gradient.dtype)
     tokens = pairs // slots.shape[1]
@@ -157,10 +165,48 @@ def weights_gradient(
     >>> weights_gradient(g, values, torch.tensor([[1, 0]])).tolist()
     [[3.0, 3.0]]
     """
+    kernels = _kernels(values)
+    if kernels is not None:
+        return kernels.weights_gradient(gradient, values, slots)
     token_bytes = slots.shape[1] * values.shape[1] * values.element_size()
     tokens = max(1, _COPIED_BYTES // max(1, token_bytes))
     parts = zip(gradient.split(tokens), slots.split(tokens), strict=True)
     return torch.cat([torch.einsum("td,tmd->tm", part, values[where]) for part, where in parts])
+
+
+def _kernels(tensor: Tensor) -> ModuleType | None:
+    """`kernels.py` for a tensor that it can take, on CUDA where Triton works; else None."""
+    if not tensor.is_cuda or tensor.dtype == torch.float64:
+        return None
+    from postgrad.core.models.memory import kernels
+
+    return kernels if kernels.available() else None
+
+
+class _Read(torch.autograd.Function):
+    """`read` by kernels, differentiable in the whole table (a dense gradient) and in the weights."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, values: Tensor, slots: Tensor, weights: Tensor
+    ) -> Tensor:
+        from postgrad.core.models.memory import kernels
+
+        ctx.save_for_backward(values, slots, weights)
+        return kernels.read(values, slots, weights)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        values, slots, weights = ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
+        (gradient,) = gradients
+        wanted = ctx.needs_input_grad  # pyright: ignore[reportAttributeAccessIssue]
+        dense = None
+        if wanted[0]:
+            rows = slots.unique()
+            dense = torch.zeros_like(values)
+            dense[rows] = selected_gradient(gradient, slots, weights, rows)
+        scores = weights_gradient(gradient, values, slots) if wanted[2] else None
+        return dense, None, scores
 
 
 class _ReadSelected(torch.autograd.Function):
