@@ -123,3 +123,43 @@ def test_a_look_up_in_inference_mode_does_not_spoil_a_later_one_with_gradients()
         ops.product_lookup(queries[0], queries[1], keys, keys, 13)
     ops.product_lookup(queries[0], queries[1], keys, keys, 13).scores.sum().backward()
     assert all(query.grad is not None for query in queries)
+
+
+def test_the_gradient_in_the_weights_copies_a_few_tokens_values_at_a_time() -> None:
+    """All of them, 768·128·256, would be 100 MB; what is in use at once stays below 64 MB, and every result is right."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(100, 256, generator=generator)
+    slots = torch.randint(0, 100, (768, 128), generator=generator)
+    gradient = torch.randn(768, 256, generator=generator)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        found = ops.weights_gradient(gradient, values, slots)
+    used, peak = 0, 0
+    for event in sorted(profile.events(), key=lambda event: event.time_range.start):
+        used += event.self_cpu_memory_usage  # below 0 where memory is given back
+        peak = max(peak, used)
+    assert 2**24 < peak < 64e6  # the copy is seen, and it is not of all
+    torch.testing.assert_close(found, (gradient @ values.T).gather(1, slots), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 5])
+def test_the_gradient_in_the_weights_is_the_same_in_any_pieces(
+    tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values, slots, _, gradient = case(3, tokens=tokens)
+    whole = ops.weights_gradient(gradient, values, slots)
+    assert whole.shape == slots.shape
+    for size in (1, 400, 10**9):
+        monkeypatch.setattr(ops, "_COPIED_BYTES", size)
+        torch.testing.assert_close(ops.weights_gradient(gradient, values, slots), whole)
+
+
+def test_fp32_weights_of_bf16_values_have_an_fp32_gradient() -> None:
+    values, slots, weights, gradient = case(4)
+    rows = torch.tensor([2, 3])
+    active = values[rows].bfloat16().requires_grad_()
+    given = weights.float().requires_grad_()
+    ops.read_selected(active, values.bfloat16(), slots, given, rows).backward(gradient.bfloat16())
+    assert given.grad is not None
+    assert given.grad.dtype == torch.float32
+    expected = torch.einsum("td,tmd->tm", gradient, values[slots]).float()
+    torch.testing.assert_close(given.grad, expected, rtol=0.02, atol=0.05)

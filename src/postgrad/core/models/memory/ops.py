@@ -2,7 +2,10 @@
 
 Symbols: q = `query`, K = `keys`, I = `slots`, s = `weights`, V = `values`, TopK as in the papers.
 
-Shapes: T tokens, H heads, N slots, A × B = N the two sets of half keys, k slots per look-up, D width of a value, R selected rows.
+Shapes: T tokens, H heads, N slots, A × B = N the two sets of half keys, k slots per look-up, D width of a value, R selected rows,
+P pairs of a token and a slot.
+
+Reading and its gradients are torch's operations, and on CUDA the kernels of `kernels.py` where Triton is installed.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -12,12 +15,16 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+_COPIED_BYTES = 2**25
+"""So much of the table `weights_gradient` copies at a time; a bound on memory that changes no result."""
 
 
 class Found(NamedTuple):
@@ -88,6 +95,8 @@ def read(
     >>> read(torch.tensor([[1.0], [10.0]]), torch.tensor([[0, 1]]), torch.tensor([[2.0, 0.5]])).tolist()
     [[7.0]]
     """
+    if _kernels(values) is not None:
+        return _Read.apply(values, slots, weights)  # pyright: ignore[reportReturnType]
     return F.embedding_bag(slots, values, per_sample_weights=weights.to(values.dtype), mode="sum")
 
 
@@ -112,14 +121,93 @@ def selected_gradient(
     >>> selected_gradient(g, slots, weights, torch.tensor([5, 6])).tolist()  # 2·1 + 1·10; never read
     [[12.0], [0.0]]
     """
+    kernels = _kernels(gradient)
+    if kernels is not None:
+        return kernels.selected_gradient(gradient, slots, weights, rows)
+    pairs, offsets = pairs_of_rows(slots, rows)
+    chosen = weights.flatten()[pairs].to(gradient.dtype)
+    tokens = pairs // slots.shape[1]
+    return F.embedding_bag(
+        tokens, gradient, offsets, per_sample_weights=chosen, mode="sum", include_last_offset=True
+    )
+
+
+class Pairs(NamedTuple):
+    """Which (token, slot) pairs read the chosen rows.
+
+    pairs: int64 [P], places in the flattened [T, M], sorted by row and within a row by place; offsets: int64 [R + 1], row r has
+    pairs[offsets[r] : offsets[r + 1]].
+    """
+
+    pairs: Tensor
+    offsets: Tensor
+
+
+def pairs_of_rows(slots: Int[Tensor, "T M"], rows: Int[Tensor, " R"]) -> Pairs:
+    """The reverse index of chosen rows, which are different slots, sorted.
+
+    >>> found = pairs_of_rows(torch.tensor([[5, 0], [7, 5]]), torch.tensor([0, 5, 6]))
+    >>> found.pairs.tolist(), found.offsets.tolist()
+    ([1, 0, 3], [0, 1, 3, 3])
+    """
     flat = slots.flatten()
     place = torch.searchsorted(rows.contiguous(), flat).clamp(max=len(rows) - 1)
     pairs = (rows[place] == flat).nonzero().squeeze(-1)
-    bag, order = place[pairs].sort(stable=True)
-    pairs = pairs[order]
-    offsets = torch.searchsorted(bag, torch.arange(len(rows), device=bag.device))
-    chosen = weights.flatten()[pairs].to(gradient.dtype)
-    return F.embedding_bag(pairs // slots.shape[1], gradient, offsets, per_sample_weights=chosen, mode="sum")
+    row, order = place[pairs].sort(stable=True)
+    return Pairs(pairs[order], torch.searchsorted(row, torch.arange(len(rows) + 1, device=row.device)))
+
+
+def weights_gradient(
+    gradient: Float[Tensor, "T D"], values: Float[Tensor, "N D"], slots: Int[Tensor, "T M"]
+) -> Float[Tensor, "T M"]:
+    """The gradient of `read` in its weights: ∂L/∂s_tm = ⟨∂L/∂y_t, V[I_tm]⟩, without all T·M·D values at once.
+
+    >>> g, values = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 0.0], [1.0, 1.0]])
+    >>> weights_gradient(g, values, torch.tensor([[1, 0]])).tolist()
+    [[3.0, 3.0]]
+    """
+    kernels = _kernels(values)
+    if kernels is not None:
+        return kernels.weights_gradient(gradient, values, slots)
+    token_bytes = slots.shape[1] * values.shape[1] * values.element_size()
+    tokens = max(1, _COPIED_BYTES // max(1, token_bytes))
+    parts = zip(gradient.split(tokens), slots.split(tokens), strict=True)
+    return torch.cat([torch.einsum("td,tmd->tm", part, values[where]) for part, where in parts])
+
+
+def _kernels(tensor: Tensor) -> ModuleType | None:
+    """`kernels.py` for a tensor that it can take, on CUDA where Triton works; else None."""
+    if not tensor.is_cuda or tensor.dtype == torch.float64:
+        return None
+    from postgrad.core.models.memory import kernels
+
+    return kernels if kernels.available() else None
+
+
+class _Read(torch.autograd.Function):
+    """`read` by kernels, differentiable in the whole table (a dense gradient) and in the weights."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, values: Tensor, slots: Tensor, weights: Tensor
+    ) -> Tensor:
+        from postgrad.core.models.memory import kernels
+
+        ctx.save_for_backward(values, slots, weights)
+        return kernels.read(values, slots, weights)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        values, slots, weights = ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
+        (gradient,) = gradients
+        wanted = ctx.needs_input_grad  # pyright: ignore[reportAttributeAccessIssue]
+        dense = None
+        if wanted[0]:
+            rows = slots.unique()
+            dense = torch.zeros_like(values)
+            dense[rows] = selected_gradient(gradient, slots, weights, rows)
+        scores = weights_gradient(gradient, values, slots) if wanted[2] else None
+        return dense, None, scores
 
 
 class _ReadSelected(torch.autograd.Function):
@@ -144,7 +232,7 @@ class _ReadSelected(torch.autograd.Function):
         active = selected_gradient(gradient, slots, weights, rows)
         scores = None
         if ctx.needs_input_grad[3]:  # pyright: ignore[reportAttributeAccessIssue]
-            scores = torch.einsum("td,tmd->tm", gradient, values[slots])
+            scores = weights_gradient(gradient, values, slots)
         return active, None, None, scores, None
 
 
