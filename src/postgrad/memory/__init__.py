@@ -21,6 +21,7 @@ from postgrad.memory.config import HealConfig, LearnConfig, ProfileConfig
 
 if TYPE_CHECKING:
     from postgrad.core.models.memory.attach import attach
+    from postgrad.core.models.memory.shard import shard_values
     from postgrad.memory import ops
     from postgrad.memory.data import Fact, read_facts
     from postgrad.memory.evaluate import answer_questions
@@ -43,6 +44,7 @@ __all__ = [
     "ops",
     "profile",
     "read_facts",
+    "shard_values",
 ]
 
 _PLACES = {
@@ -54,6 +56,7 @@ _PLACES = {
     "learn": "postgrad.memory.learn",
     "profile": "postgrad.memory.profile",
     "read_facts": "postgrad.memory.data",
+    "shard_values": "postgrad.core.models.memory.shard",
 }
 
 

@@ -17,7 +17,8 @@ from typing import Any
 
 from postgrad.core.errors import DataError
 from postgrad.core.models import Model
-from postgrad.core.models.memory.patch import fingerprint
+from postgrad.core.models.memory.patch import fingerprint, tables
+from postgrad.core.models.memory.shard import is_first_rank
 from postgrad.core.protocols import Logger
 from postgrad.memory.batches import encode_texts, pad
 from postgrad.memory.config import LearnConfig
@@ -58,7 +59,7 @@ def learn(
     """Teaches facts in order, `config.per_edit` at a time; the metrics of the end.
 
     Args:
-        model: loaded from `folder`; changes in place.
+        model: loaded from `folder`; changes in place. If its tables are sharded over ranks, all ranks call, and rank 0 writes.
         folder: model directory; with method sparse it gets the patches.
         facts: what is to be learned.
         config: how.
@@ -153,7 +154,8 @@ class _Sparse:
             "texts": [fact.texts[0][:200] for fact in edit],
         }
         learned = self.learner.learn(pad(self.model, texts), facts)
-        self.store.append(learned.patch)
+        if all(is_first_rank(table) for table in tables(self.model.module).values()):
+            self.store.append(learned.patch)
         return {
             "learn/loss_before": learned.losses[0],
             "learn/loss_after": learned.losses[-1],

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from postgrad.core.errors import MissingExtraError, TrainingError
 from postgrad.core.models import Model
+from postgrad.core.models.memory.shard import refuse_sharded
 from postgrad.memory.batches import TokenBatch, encode_texts, pad
 from postgrad.memory.config import LearnConfig
 
@@ -33,10 +34,12 @@ class Rival:
 
     Raises:
         MissingExtraError: peft is not installed.
+        ModelError: the model's memory is sharded over ranks.
         ValueError: replay or ewc without background.
     """
 
     def __init__(self, model: Model, config: LearnConfig, background: Sequence[str] = ()) -> None:
+        refuse_sharded(model.module, f"Method {config.method}")
         self.model, self.config = model, config
         self.background = encode_texts(model, background, config.max_tokens, cut=True)
         if config.method in ("replay", "ewc") and not self.background:

@@ -16,6 +16,7 @@ import torch
 
 from postgrad.core.errors import ModelError
 from postgrad.core.models.memory.attach import load_memory
+from postgrad.core.models.memory.shard import write_whole
 from postgrad.core.models.paths import locate
 
 if TYPE_CHECKING:
@@ -163,13 +164,17 @@ def save(model: Model, path: str | Path) -> None:
     """Write weights (safetensors), config and tokenizer; `AutoModelForCausalLM.from_pretrained` reads them.
 
     Writes into `path` directly, and leaves other files there alone; a run's checkpoints add the atomic
-    rename.
+    rename. A memory that is sharded over ranks is written whole by rank 0; all ranks call, and go on when it is written.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    with quiet_transformers():
-        model.module.save_pretrained(folder)
+
+    def write(state: dict[str, torch.Tensor] | None) -> None:
+        model.module.save_pretrained(folder, state_dict=state)
         model.tokenizer.save_pretrained(folder)
+
+    with quiet_transformers():
+        write_whole(model.module, write)
 
 
 def _first_line(error: BaseException) -> str:
