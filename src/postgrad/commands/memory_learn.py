@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from postgrad.core.config import validate
 from postgrad.core.errors import ConfigError
 from postgrad.core.figures import Figure, Headline, Line
 from postgrad.core.report import merge_rows, write_report
-from postgrad.core.run import Run
+from postgrad.core.run import Run, check_free
 from postgrad.memory.config import LearnConfig
+
+if TYPE_CHECKING:
+    from postgrad.memory.data import Fact
 
 KIND = "memory.learn"
 HEADLINE = (
@@ -33,9 +36,17 @@ def main(
     device: str,
     options: Mapping[str, Any],
     argv: list[str],
+    *,
+    dry_run: bool = False,
+    ranks: int | None = None,
+    json_output: bool = False,
 ) -> int:
     """Teaches a stream of facts or documents; see `postgrad memory learn --help`."""
     config = validate(LearnConfig, options)
+
+    from postgrad.commands.memory_plan import check_dry_options
+
+    check_dry_options(dry_run, ranks, json_output)
 
     from postgrad.memory.data import contradictions, read_facts, read_texts
 
@@ -44,14 +55,20 @@ def main(
     texts = read_texts(background) if background is not None else []
     if config.method in ("replay", "ewc") and not texts:
         raise ConfigError(f"--method {config.method} needs --background TEXTS.")
+    notes: list[str] = []
     for question, answers in contradictions([*kept, *learned]):
-        print(f"note: {question!r} is answered in {len(answers)} ways: {', '.join(map(repr, answers[:4]))}")
+        notes.append(f"{question!r} is answered in {len(answers)} ways: {', '.join(map(repr, answers[:4]))}")
+    out = out or Path("runs/memory") / f"{model.resolve().name}-{config.method}"
+    if dry_run:
+        check_free(out, overwrite=overwrite)
+        return _plan(model, learned, texts, config, device, ranks or 1, json_output, notes)
+    for note in notes:
+        print(f"note: {note}")
 
     from postgrad.core.models import load, save
     from postgrad.memory.learn import Probes, learn
 
     loaded = load(model, device=device)
-    out = out or Path("runs/memory") / f"{model.resolve().name}-{config.method}"
     run = Run.create(
         out,
         config,
@@ -76,6 +93,32 @@ def main(
         kept_words = f", kept {metrics['kept/exact']:.3f}" if "kept/exact" in metrics else ""
         print(f"learned {metrics['learned/exact']:.3f}{kept_words} (share of questions answered exactly)")
     return 0
+
+
+def _plan(
+    model: Path,
+    facts: Sequence[Fact],
+    background: Sequence[str],
+    config: LearnConfig,
+    device: str,
+    ranks: int,
+    json_output: bool,
+    notes: list[str],
+) -> int:
+    """All that `learn` checks before it needs weights, then the largest edit."""
+    from postgrad.commands.memory_plan import note_missing_files, planned_dtype, show_plan
+    from postgrad.core.models.skeleton import load_outline
+    from postgrad.memory.learn import check_without_weights
+    from postgrad.memory.plan import read_sizes
+
+    dtype, outline = planned_dtype(device, notes), load_outline(model)
+    edits = check_without_weights(outline, model, facts, config, background)
+    note_missing_files(model, notes)
+    tokens = max(len(edit) * max(map(len, edit)) for edit in edits)
+    notes.append(f"{len(edits)} edit{'s' * (len(edits) > 1)}; this is the largest")
+    return show_plan(
+        read_sizes(outline.module), config, tokens, dtype, ranks=ranks, json_output=json_output, notes=notes
+    )
 
 
 def rewrite_report(run: Run) -> Path:

@@ -24,10 +24,13 @@ from postgrad.memory.batches import encode_texts, pad
 from postgrad.memory.config import LearnConfig
 from postgrad.memory.data import Fact
 from postgrad.memory.evaluate import answer_questions, text_loss
-from postgrad.memory.profile import Profile
-from postgrad.memory.rivals import Rival
+from postgrad.memory.profile import Profile, find_profile, require_memory
+from postgrad.memory.rivals import Rival, require_peft
 from postgrad.memory.sparse import SparseLearner
 from postgrad.memory.store import PatchStore
+
+_AGAINST_BACKGROUND = ("tf_idf", "kl")
+"""Scores that need the background's profile."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +78,7 @@ def learn(
     """
     probes = probes or Probes()
     edits = [facts[i : i + config.per_edit] for i in range(0, len(facts), config.per_edit)]
-    rows = [
-        [
-            row
-            for fact in edit
-            for row in encode_texts(model, fact.texts, config.max_tokens, cut=fact.question is None)
-        ]
-        for edit in edits
-    ]  # all texts are checked before anything is learned
+    rows = _encode(model, edits, config)  # all texts are checked before anything is learned
     teach = _teacher(model, folder, config, background)
     done = teach.done(stream_name(model, facts, config)) if isinstance(teach, _Sparse) else 0
     if done:
@@ -100,6 +96,44 @@ def learn(
             metrics |= _evaluate(model, facts[:taught], probes)
         log.log(index + 1, metrics)
     return metrics
+
+
+def check_without_weights(
+    outline: Model, folder: Path, facts: Sequence[Fact], config: LearnConfig, background: Sequence[str]
+) -> list[list[list[int]]]:
+    """What `learn` refuses that can be seen without weights; the tokens of each edit's texts.
+
+    Args:
+        outline: the model on the meta device, with its tokenizer.
+        folder, facts, config, background: as for `learn`.
+
+    Raises:
+        DataError, ModelError, MissingExtraError: as `learn` does.
+    """
+    if config.method == "sparse":
+        require_memory(outline)
+        PatchStore(folder)
+        if config.score in _AGAINST_BACKGROUND:
+            find_profile(folder)
+    elif config.method == "lora":
+        require_peft()
+    elif config.method in ("replay", "ewc") and not encode_texts(
+        outline, background, config.max_tokens, cut=True
+    ):
+        raise DataError(f"method {config.method!r} needs background texts: give --background TEXTS.")
+    edits = [facts[i : i + config.per_edit] for i in range(0, len(facts), config.per_edit)]
+    return _encode(outline, edits, config)
+
+
+def _encode(model: Model, edits: Sequence[Sequence[Fact]], config: LearnConfig) -> list[list[list[int]]]:
+    return [
+        [
+            row
+            for fact in edit
+            for row in encode_texts(model, fact.texts, config.max_tokens, cut=fact.question is None)
+        ]
+        for edit in edits
+    ]
 
 
 def stream_name(model: Model, facts: Sequence[Fact], config: LearnConfig) -> str:
@@ -127,7 +161,7 @@ class _Sparse:
     """Edits as patches of a model directory."""
 
     def __init__(self, model: Model, folder: Path, config: LearnConfig) -> None:
-        needs = config.score in ("tf_idf", "kl")
+        needs = config.score in _AGAINST_BACKGROUND
         profile = Profile.load(folder, model) if needs else Profile.empty(model)
         self.model, self.store = model, PatchStore(folder)
         self.learner = SparseLearner(model, profile, config)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -111,11 +112,16 @@ class Rival:
                 parameter.grad += self.config.ewc_strength * fisher * (parameter.detach() - anchor)
 
 
+def require_peft() -> None:
+    """Raises MissingExtraError if peft is not installed."""
+    if find_spec("peft") is None:
+        raise MissingExtraError("peft", "peft", "Method lora")
+
+
 def lora(model: Model, rank: int) -> Any:
     """The module with a low-rank adapter on every linear layer but the head (peft's `all-linear`)."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise MissingExtraError("peft", "peft", "Method lora") from error
+    require_peft()
+    from peft import LoraConfig, get_peft_model
+
     options = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     return get_peft_model(model.module, options)  # pyright: ignore[reportArgumentType]
