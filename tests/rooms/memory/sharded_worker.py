@@ -122,7 +122,7 @@ if __name__ == "__main__":
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     store = f"file://{folders[0].parent / 'rendezvous'}"
     dist.init_process_group(
-        "gloo", init_method=store, world_size=size, rank=this, timeout=timedelta(seconds=20)
+        "gloo", init_method=store, world_size=size, rank=this, timeout=timedelta(seconds=60)
     )
     mesh = init_device_mesh("cpu", (size,))
     try:

@@ -47,7 +47,7 @@ def test_two_ranks_do_what_one_does(tmp_path: Path) -> None:
         for rank in range(2)
     ]
     try:
-        outputs = [process.communicate(timeout=90)[0] for process in ranks]
+        outputs = [process.communicate(timeout=120)[0] for process in ranks]
     finally:
         for process in ranks:
             process.kill()
