@@ -20,6 +20,15 @@ def memory() -> None:
 
 _json = click.option("--json", "json_output", is_flag=True, help="Print one JSON object.")
 _device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+_dry_run = click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check the input and say what it will take, without the weights; write nothing.",
+)
+_ranks = click.option("--ranks", type=int, metavar="W", help="With --dry-run: values sharded over W ranks.")
+_plan_json = click.option(
+    "--json", "json_output", is_flag=True, help="With --dry-run: print one JSON object."
+)
 _model = click.argument("model", metavar="MODEL", type=_PATH)
 _ask = click.option(
     "--ask",
@@ -28,7 +37,10 @@ _ask = click.option(
     help="Further questions about what is taught, such as documents' ones.",
 )
 _overwrite = click.option("--overwrite", is_flag=True, help="Throw away the run that is in --out.")
+_resume = click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 _names = click.argument("names", nargs=-1, metavar="[PATCH]...")
+
+_PLAN = ("dry_run", "ranks", "json_output")
 
 
 def _background(required: bool, what: str) -> Any:
@@ -64,6 +76,9 @@ def _verb(name: str, config: str, summary: str, text: str) -> Any:
 @click.option("--train", type=click.Choice(["memory", "all"]), help="Which weights change. [memory]")
 @click.option("--seed", type=int, help="Of the initial weights and of the order of texts. [0]")
 @_device
+@_dry_run
+@_ranks
+@_plan_json
 def attach(
     model: str,
     out: Path,
@@ -72,9 +87,12 @@ def attach(
     device: str,
     **options: Any,
 ) -> int:
-    """A copy of MODEL with memory layers, to be taught facts. Without --steps it says what MODEL says."""
+    """A copy of MODEL with memory layers, to be taught facts. Without --steps it says what MODEL says.
+
+    With --dry-run a directory with a config.json is enough."""
+    plan = {name: options.pop(name) for name in _PLAN}
     given = {key: value for key, value in options.items() if value is not None}
-    return _command("attach").main(model, out, background, layers, device, given)
+    return _command("attach").main(model, out, background, layers, device, given, **plan)
 
 
 @_verb(
@@ -111,12 +129,18 @@ directory of text files.""",
 @_background(False, "Texts whose loss is watched; replay and ewc learn from them.")
 @click.option("--out", type=_PATH, metavar="DIR", help="Directory of the run [runs/memory/MODEL-METHOD].")
 @_overwrite
+@_resume
 @_device
+@_dry_run
+@_ranks
+@_plan_json
 @click.pass_obj
 def learn(obj: dict[str, Any], model: Path, facts: Path, **options: Any) -> int:
     """See `commands.memory_learn`."""
-    own = [options.pop(name) for name in ("keep", "ask", "background", "out", "overwrite", "device")]
-    return _command("learn").main(model, facts, *own, options, obj[ARGV_KEY])
+    names = ("keep", "ask", "background", "out", "overwrite", "resume", "device")
+    own = [options.pop(name) for name in names]
+    plan = {name: options.pop(name) for name in _PLAN}
+    return _command("learn").main(model, facts, *own, options, obj[ARGV_KEY], **plan)
 
 
 @_verb(
@@ -139,7 +163,7 @@ was learned against what was kept, and at what cost. MODEL stays as it is.""",
 @_background(False, "Texts that replay and ewc learn from.")
 @click.option("--out", type=_PATH, metavar="DIR", help="Directory of the run [runs/memory/MODEL-compare].")
 @_overwrite
-@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@_resume
 @_device
 @click.pass_obj
 def compare(obj: dict[str, Any], model: Path, facts: Path, **options: Any) -> int:

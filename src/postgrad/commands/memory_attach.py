@@ -9,11 +9,20 @@ from typing import Any
 from postgrad.core.config import validate
 from postgrad.core.errors import ConfigError
 from postgrad.core.models.memory.config import MemoryConfig
-from postgrad.memory.config import HealConfig
+from postgrad.memory.config import HealConfig, LearnConfig
 
 
 def main(
-    model: str, out: Path, background: Path | None, layers: str, device: str, options: Mapping[str, Any]
+    model: str,
+    out: Path,
+    background: Path | None,
+    layers: str,
+    device: str,
+    options: Mapping[str, Any],
+    *,
+    dry_run: bool = False,
+    ranks: int | None = None,
+    json_output: bool = False,
 ) -> int:
     """Writes a copy of a model with memory layers; see `postgrad memory attach --help`."""
     healing = {key: value for key, value in options.items() if key in HealConfig.model_fields}
@@ -32,13 +41,21 @@ def main(
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is used. Choose another --out.")
 
+    from postgrad.commands.memory_plan import check_dry_options
+
+    check_dry_options(dry_run, ranks, json_output)
+
+    from postgrad.memory.data import read_texts
+
+    texts = read_texts(background) if background is not None else []
+    if dry_run:
+        return _plan(model, config, heal_config, device, ranks or 1, json_output)
+
     from postgrad.core.models import load, save
     from postgrad.core.models.memory import attach
-    from postgrad.memory.data import read_texts
     from postgrad.memory.evaluate import text_loss
     from postgrad.memory.heal import heal
 
-    texts = read_texts(background) if background is not None else []
     loaded = load(model, device=device)
     before = text_loss(loaded, texts[:200]) if texts else None
     made = attach(loaded.module, config)
@@ -54,6 +71,38 @@ def main(
     save(loaded, out)
     print(f"model: {out}\nnext: postgrad memory profile {out} --background TEXTS")
     return 0
+
+
+def _plan(
+    model: str, config: MemoryConfig, heal_config: HealConfig, device: str, ranks: int, json_output: bool
+) -> int:
+    import torch
+
+    from postgrad.commands.memory_plan import note_missing_files, planned_dtype, show_plan
+    from postgrad.core.models.memory import attach
+    from postgrad.core.models.skeleton import load_shape
+    from postgrad.memory.plan import read_sizes, training_bytes
+
+    notes: list[str] = []
+    dtype, module = planned_dtype(device, notes), load_shape(model)
+    with torch.device("meta"):
+        attach(module, config)
+    note_missing_files(model, notes)
+    sizes, learning = read_sizes(module), LearnConfig()
+    extra: dict[str, int] = {}
+    if heal_config.steps:
+        everything = heal_config.train == "all"
+        extra["training_bytes"] = training_bytes(sizes, itemsize=dtype.itemsize, everything=everything)
+    return show_plan(
+        sizes,
+        learning,
+        learning.max_tokens,
+        dtype,
+        ranks=ranks,
+        json_output=json_output,
+        extra=extra,
+        notes=notes,
+    )
 
 
 def _layers(words: str) -> list[int]:

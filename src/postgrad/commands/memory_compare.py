@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from postgrad.commands.memory_learn import Inputs, read_inputs
+from postgrad.commands.memory_learn import Inputs, read_inputs, resume_run
 from postgrad.core.config import validate
 from postgrad.core.console import print_rows
 from postgrad.core.errors import ConfigError, DataError
@@ -43,6 +43,7 @@ def main(
     """Teaches the same stream by every method; see `postgrad memory compare --help`."""
     config = validate(CompareConfig, options)
     inputs = read_inputs(facts, keep, ask, background, config.methods)
+    inputs.print_notes()
     if not inputs.ask and all(fact.question is None for fact in inputs.facts):
         raise DataError(f"{facts} has no questions, so nothing says what was learned: give --ask QUESTIONS.")
 
@@ -88,15 +89,14 @@ def _created(out: Path, config: CompareConfig, inputs: Inputs, argv: list[str], 
 
 
 def _resumed(out: Path, config: CompareConfig, inputs: Inputs, argv: list[str]) -> Run:
-    run = Run.open(out)
-    if run.info.get("kind") != KIND:
-        raise ConfigError(f"{out} holds a run of {run.info.get('kind')}, not a comparison.")
+    run = resume_run(out, KIND, config, argv)
     before = json.loads((run.path / _INPUTS_FILE).read_text(encoding="utf-8"))["digest"]
-    if run.config_dict() != config.model_dump(mode="json") or before != _digest(inputs):
+    if before != _digest(inputs):
+        run.finish("interrupted")
         raise ConfigError(
-            f"{out} was begun with other options, facts or questions. Repeat its command, or choose another --out."
+            f"{out} was begun with other facts or questions. Give these again, or choose another --out."
         )
-    return Run.resume(out, command=argv)
+    return run
 
 
 def _digest(inputs: Inputs) -> str:

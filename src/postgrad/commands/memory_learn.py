@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from postgrad.core.config import validate
+from postgrad.core.config import Config, validate
 from postgrad.core.errors import ConfigError
 from postgrad.core.figures import Figure, Headline, Line
 from postgrad.core.report import merge_rows, write_report
-from postgrad.core.run import Run
+from postgrad.core.run import Run, check_free
 from postgrad.memory.config import LearnConfig
 
 if TYPE_CHECKING:
@@ -38,31 +38,52 @@ def main(
     background: Path | None,
     out: Path | None,
     overwrite: bool,
+    resume: bool,
     device: str,
     options: Mapping[str, Any],
     argv: list[str],
+    *,
+    dry_run: bool = False,
+    ranks: int | None = None,
+    json_output: bool = False,
 ) -> int:
     """Teaches a stream of facts or documents; see `postgrad memory learn --help`."""
     config = validate(LearnConfig, options)
 
+    from postgrad.commands.memory_plan import check_dry_options
+
+    check_dry_options(dry_run, ranks, json_output)
+    if resume and config.method != "sparse":
+        raise ConfigError(
+            f"Method {config.method} keeps nothing before its end, so it cannot go on. Begin anew: --overwrite."
+        )
     inputs = read_inputs(facts, keep, ask, background, [config.method])
+    out = out or Path("runs/memory") / f"{model.resolve().name}-{config.method}"
+    if dry_run:
+        check_free(out, overwrite=overwrite)
+        return _plan(model, inputs, config, device, ranks or 1, json_output)
+    inputs.print_notes()
 
     from postgrad.core.models import load, save
-    from postgrad.memory.learn import learn
+    from postgrad.memory.learn import edits_in_force, learn
 
     loaded = load(model, device=device)
-    out = out or Path("runs/memory") / f"{model.resolve().name}-{config.method}"
-    run = Run.create(
-        out,
-        config,
-        command=argv,
-        kind=KIND,
-        seed=config.seed,
-        overwrite=overwrite,
-        device=str(loaded.device),
-        headline=HEADLINE,
-        total_steps=-(-len(inputs.facts) // config.per_edit),
-    )
+    if resume:
+        done = edits_in_force(loaded, model, inputs.facts, config)
+        run = resume_run(out, KIND, config, argv, headline=HEADLINE)
+        run.truncate_after(done)
+    else:
+        run = Run.create(
+            out,
+            config,
+            command=argv,
+            kind=KIND,
+            seed=config.seed,
+            overwrite=overwrite,
+            device=str(loaded.device),
+            headline=HEADLINE,
+            total_steps=-(-len(inputs.facts) // config.per_edit),
+        )
     with run:
         metrics = learn(
             loaded,
@@ -88,12 +109,13 @@ def main(
 
 @dataclass(frozen=True)
 class Inputs:
-    """Files of a stream, read: what is taught, what was known before, further questions, background."""
+    """Files of a stream, read: what is taught, what was known before, further questions, background; what is odd about them."""
 
     facts: Sequence[Fact]
     keep: Sequence[Fact]
     ask: Sequence[Fact]
     background: Sequence[str]
+    notes: Sequence[str]
 
     def probes(self) -> Probes:
         """What is looked at."""
@@ -101,25 +123,66 @@ class Inputs:
 
         return Probes(tuple(self.keep), tuple(self.ask), tuple(self.background[:BACKGROUND_PROBES]))
 
+    def print_notes(self) -> None:
+        """One line each."""
+        for note in self.notes:
+            print(f"note: {note}")
+
 
 def read_inputs(
     facts: Path, keep: Path | None, ask: Path | None, background: Path | None, methods: Sequence[str]
 ) -> Inputs:
-    """Reads the files, and says which questions are answered in several ways."""
+    """Reads the files; notes which questions are answered in several ways."""
     from postgrad.memory.data import contradictions, read_facts, read_questions, read_texts
 
     needing = [method for method in methods if method in ("replay", "ewc")]
     if needing and background is None:
         raise ConfigError(f"--method {needing[0]} needs --background TEXTS.")
-    found = Inputs(
-        read_facts(facts),
-        read_questions(keep) if keep is not None else [],
-        read_questions(ask) if ask is not None else [],
-        read_texts(background) if background is not None else [],
+    taught = read_facts(facts)
+    kept = read_questions(keep) if keep is not None else []
+    asked = read_questions(ask) if ask is not None else []
+    notes = [
+        f"{question!r} is answered in {len(answers)} ways: {', '.join(map(repr, answers[:4]))}"
+        for question, answers in contradictions([*kept, *asked, *taught])
+    ]
+    return Inputs(taught, kept, asked, read_texts(background) if background is not None else [], notes)
+
+
+def resume_run(out: Path, kind: str, config: Config, argv: list[str], **options: Any) -> Run:
+    """The run in `out`, to go on with.
+
+    Raises:
+        ConfigError: it is of another kind, or was begun with other options.
+        RunError: no run there, or it is locked.
+    """
+    run = Run.open(out)
+    if run.info.get("kind") != kind:
+        raise ConfigError(
+            f"{out} holds a run of {run.info.get('kind')}, not of {kind}. Choose another --out."
+        )
+    if run.config_dict() != config.model_dump(mode="json"):
+        raise ConfigError(f"{out} was begun with other options. Repeat its command, or choose another --out.")
+    return Run.resume(out, command=argv, **options)
+
+
+def _plan(
+    model: Path, inputs: Inputs, config: LearnConfig, device: str, ranks: int, json_output: bool
+) -> int:
+    """All that `learn` checks before it needs weights, then the largest edit."""
+    from postgrad.commands.memory_plan import note_missing_files, planned_dtype, show_plan
+    from postgrad.core.models.skeleton import load_outline
+    from postgrad.memory.learn import check_without_weights
+    from postgrad.memory.plan import read_sizes
+
+    notes = list(inputs.notes)
+    dtype, outline = planned_dtype(device, notes), load_outline(model)
+    edits = check_without_weights(outline, model, inputs.facts, config, inputs.background)
+    note_missing_files(model, notes)
+    tokens = max(len(edit) * max(map(len, edit)) for edit in edits)
+    notes.append(f"{len(edits)} edit{'s' * (len(edits) > 1)}; this is the largest")
+    return show_plan(
+        read_sizes(outline.module), config, tokens, dtype, ranks=ranks, json_output=json_output, notes=notes
     )
-    for question, answers in contradictions([*found.keep, *found.ask, *found.facts]):
-        print(f"note: {question!r} is answered in {len(answers)} ways: {', '.join(map(repr, answers[:4]))}")
-    return found
 
 
 def rewrite_report(run: Run) -> Path:

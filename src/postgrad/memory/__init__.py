@@ -7,8 +7,8 @@ Departures from the papers:
 2. Memory can be added beside the MLP of a pretrained model (`mode = "additive"`), not only replace it.
 3. The number of slots need not be a square: half-key sets have the two divisors of N that are nearest to each other.
 
-Start at `ops.py` (which slots), then `sparse.py` (one edit), `learn.py` (the stream), `store.py` (patches) and `rivals.py`. The
-layer itself is in `core/models/memory`.
+Start at `ops.py` (which slots), then `sparse.py` (one edit), `learn.py` (the stream), `store.py` (patches), `rivals.py` and
+`plan.py` (what it will take). The layer itself is in `core/models/memory`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from postgrad.memory.config import HealConfig, LearnConfig, ProfileConfig
 
 if TYPE_CHECKING:
     from postgrad.core.models.memory.attach import attach
+    from postgrad.core.models.memory.shard import shard_values
     from postgrad.memory import ops
     from postgrad.memory.data import Fact, read_facts
     from postgrad.memory.evaluate import answer_questions
     from postgrad.memory.heal import heal
     from postgrad.memory.learn import learn
+    from postgrad.memory.plan import plan_edit, read_sizes
     from postgrad.memory.profile import profile
     from postgrad.memory.store import PatchStore
 
@@ -41,8 +43,11 @@ __all__ = [
     "heal",
     "learn",
     "ops",
+    "plan_edit",
     "profile",
     "read_facts",
+    "read_sizes",
+    "shard_values",
 ]
 
 _PLACES = {
@@ -52,8 +57,11 @@ _PLACES = {
     "attach": "postgrad.core.models.memory.attach",
     "heal": "postgrad.memory.heal",
     "learn": "postgrad.memory.learn",
+    "plan_edit": "postgrad.memory.plan",
     "profile": "postgrad.memory.profile",
     "read_facts": "postgrad.memory.data",
+    "read_sizes": "postgrad.memory.plan",
+    "shard_values": "postgrad.core.models.memory.shard",
 }
 
 

@@ -11,6 +11,7 @@ import torch
 from postgrad.core.errors import DataError, TrainingError
 from postgrad.core.models import Model
 from postgrad.core.models.memory.patch import tables
+from postgrad.core.models.memory.shard import refuse_sharded
 from postgrad.memory.batches import encode_texts, pad
 from postgrad.memory.config import HealConfig
 from postgrad.memory.profile import require_memory
@@ -35,12 +36,14 @@ def heal(
 
     Raises:
         DataError: no text of two tokens.
+        ModelError: the values are sharded over ranks.
         TrainingError: a loss is not finite.
     """
     layers = require_memory(model)
     rows = encode_texts(model, texts, config.max_tokens, cut=True)
     if not rows:
         raise DataError("There is no text of two tokens or more to train on.")
+    refuse_sharded(model.module, "Training the memory on texts")
     values = {id(table) for table in tables(model.module).values()}
     inside = {id(p) for layer in layers.values() for p in layer.parameters()}
     model.module.requires_grad_(False)

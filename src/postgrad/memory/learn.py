@@ -18,16 +18,20 @@ from typing import Any
 
 from postgrad.core.errors import DataError
 from postgrad.core.models import Model
-from postgrad.core.models.memory.patch import fingerprint
+from postgrad.core.models.memory.patch import fingerprint, tables
+from postgrad.core.models.memory.shard import is_first_rank
 from postgrad.core.protocols import Logger
 from postgrad.memory.batches import encode_texts, pad
 from postgrad.memory.config import LearnConfig
 from postgrad.memory.data import Fact
 from postgrad.memory.evaluate import answer_questions, text_loss
-from postgrad.memory.profile import Profile
-from postgrad.memory.rivals import Rival
+from postgrad.memory.profile import Profile, find_profile, require_memory
+from postgrad.memory.rivals import Rival, require_peft
 from postgrad.memory.sparse import SparseLearner
 from postgrad.memory.store import PatchStore
+
+_AGAINST_BACKGROUND = ("tf_idf", "kl")
+"""Scores that need the background's profile."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def learn(
     """Teaches facts in order, `config.per_edit` at a time; the metrics of the end.
 
     Args:
-        model: loaded from `folder`; changes in place.
+        model: loaded from `folder`; changes in place. If its tables are sharded over ranks, all ranks call, and rank 0 writes.
         folder: model directory; with method sparse it gets the patches.
         facts: what is to be learned.
         config: how.
@@ -79,17 +83,12 @@ def learn(
     """
     probes = probes or Probes()
     edits = [facts[i : i + config.per_edit] for i in range(0, len(facts), config.per_edit)]
-    rows = [
-        [
-            row
-            for fact in edit
-            for row in encode_texts(model, fact.texts, config.max_tokens, cut=fact.question is None)
-        ]
-        for edit in edits
-    ]  # all texts are checked before anything is learned
+    rows = _encode(model, edits, config)  # all texts are checked before anything is learned
     teach = _teacher(model, folder, config, background)
-    resumes = isinstance(teach, _Sparse) and keep_patches
-    done = teach.resume(stream_name(model, facts, config)) if resumes else 0
+    done = 0
+    if isinstance(teach, _Sparse) and keep_patches:
+        done = edits_in_force(model, folder, facts, config)
+        teach.write_to(PatchStore(folder), stream_name(model, facts, config))
     if done:
         note(f"{done} of {len(edits)} edits are in force already; going on after them.")
     if not done:
@@ -109,10 +108,65 @@ def learn(
     return metrics
 
 
+def check_without_weights(
+    outline: Model, folder: Path, facts: Sequence[Fact], config: LearnConfig, background: Sequence[str]
+) -> list[list[list[int]]]:
+    """What `learn` refuses that can be seen without weights; the tokens of each edit's texts.
+
+    Args:
+        outline: the model on the meta device, with its tokenizer.
+        folder, facts, config, background: as for `learn`.
+
+    Raises:
+        DataError, ModelError, MissingExtraError: as `learn` does.
+    """
+    if config.method == "sparse":
+        require_memory(outline)
+        PatchStore(folder)
+        if config.score in _AGAINST_BACKGROUND:
+            find_profile(folder)
+    elif config.method == "lora":
+        require_peft()
+    elif config.method in ("replay", "ewc") and not encode_texts(
+        outline, background, config.max_tokens, cut=True
+    ):
+        raise DataError(f"method {config.method!r} needs background texts: give --background TEXTS.")
+    edits = [facts[i : i + config.per_edit] for i in range(0, len(facts), config.per_edit)]
+    return _encode(outline, edits, config)
+
+
+def _encode(model: Model, edits: Sequence[Sequence[Fact]], config: LearnConfig) -> list[list[list[int]]]:
+    return [
+        [
+            row
+            for fact in edit
+            for row in encode_texts(model, fact.texts, config.max_tokens, cut=fact.question is None)
+        ]
+        for edit in edits
+    ]
+
+
 def stream_name(model: Model, facts: Sequence[Fact], config: LearnConfig) -> str:
     """Names a stream by model, texts and config: twelve hex digits."""
     content = [fingerprint(model.module), config.model_dump(mode="json"), [[f.id, *f.texts] for f in facts]]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+
+
+def edits_in_force(model: Model, folder: Path, facts: Sequence[Fact], config: LearnConfig) -> int:
+    """How many edits of a sparse stream are in force in `folder`, which are its first ones.
+
+    Raises:
+        DataError: some in the middle were rolled back.
+    """
+    stream = stream_name(model, facts, config)
+    patches = [entry.patch.facts for entry in PatchStore(folder).entries()]
+    mine = [facts["edit"] for facts in patches if facts.get("stream") == stream]
+    if mine != list(range(len(mine))):
+        raise DataError(
+            f"Of this stream's edits {mine} are in force, so some in the middle were rolled back. Roll back the later ones "
+            "as well to go on from there, or learn the missing facts as a stream of their own."
+        )
+    return len(mine)
 
 
 def _evaluate(model: Model, taught: Sequence[Fact], probes: Probes) -> dict[str, float]:
@@ -134,23 +188,16 @@ class _Sparse:
     """Edits as patches of a model directory."""
 
     def __init__(self, model: Model, folder: Path, config: LearnConfig) -> None:
-        needs = config.score in ("tf_idf", "kl")
+        needs = config.score in _AGAINST_BACKGROUND
         profile = Profile.load(folder, model) if needs else Profile.empty(model)
-        self.model, self.folder = model, folder
+        self.model = model
         self.learner = SparseLearner(model, profile, config)
         self.store: PatchStore | None = None
         self.stream = ""
 
-    def resume(self, stream: str) -> int:
-        """From now on patches are written; edits of this stream that are in force, which are its first ones."""
-        self.store, self.stream = PatchStore(self.folder), stream
-        mine = [e.patch.facts["edit"] for e in self.store.entries() if e.patch.facts.get("stream") == stream]
-        if mine != list(range(len(mine))):
-            raise DataError(
-                f"Of this stream's edits {mine} are in force, so some in the middle were rolled back. Roll back the later ones "
-                "as well to go on from there, or learn the missing facts as a stream of their own."
-            )
-        return len(mine)
+    def write_to(self, store: PatchStore, stream: str) -> None:
+        """From now on every edit becomes a patch of the store."""
+        self.store, self.stream = store, stream
 
     def __call__(self, edit: Sequence[Fact], texts: Sequence[Sequence[int]], index: int) -> dict[str, float]:
         created = datetime.now(UTC).isoformat(timespec="seconds")
@@ -162,7 +209,9 @@ class _Sparse:
             "texts": [fact.texts[0][:200] for fact in edit],
         }
         learned = self.learner.learn(pad(self.model, texts), facts)
-        if self.store is not None:
+        if self.store is not None and all(
+            is_first_rank(table) for table in tables(self.model.module).values()
+        ):
             self.store.append(learned.patch)
         return {
             "learn/loss_before": learned.losses[0],

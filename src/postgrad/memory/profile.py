@@ -69,11 +69,7 @@ class Profile:
         """Of a model directory. Raises DataError if it has none, or one of another model."""
         from safetensors import safe_open
 
-        path = folder / PROFILE_FILE
-        if not path.is_file():
-            raise DataError(
-                f"{folder} has no background profile. Make one: postgrad memory profile {folder} --background TEXTS"
-            )
+        path = find_profile(folder)
         with safe_open(path, framework="pt") as file:
             metadata: Mapping[str, str] = file.metadata()
             parts: dict[str, dict[str, Tensor]] = {"batch_counts": {}, "counts": {}}
@@ -86,6 +82,16 @@ class Profile:
                 f"postgrad memory profile {folder} --background TEXTS"
             )
         return cls(parts["batch_counts"], parts["counts"], int(metadata["num_batches"]), metadata["model"])
+
+
+def find_profile(folder: Path) -> Path:
+    """The file in a model directory. Raises DataError if there is none."""
+    path = folder / PROFILE_FILE
+    if not path.is_file():
+        raise DataError(
+            f"{folder} has no background profile. Make one: postgrad memory profile {folder} --background TEXTS"
+        )
+    return path
 
 
 def require_memory(model: Model) -> dict[str, MemoryLayer]:

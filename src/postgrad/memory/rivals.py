@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from postgrad.core.errors import MissingExtraError, TrainingError
 from postgrad.core.models import Model
+from postgrad.core.models.memory.shard import refuse_sharded
 from postgrad.memory.batches import TokenBatch, encode_texts, pad
 from postgrad.memory.config import LearnConfig
 
@@ -33,17 +35,19 @@ class Rival:
 
     Raises:
         MissingExtraError: peft is not installed.
+        ModelError: the model's memory is sharded over ranks.
         ValueError: replay or ewc without background.
     """
 
     def __init__(self, model: Model, config: LearnConfig, background: Sequence[str] = ()) -> None:
+        refuse_sharded(model.module, f"Method {config.method}")
         self.model, self.config = model, config
         self.background = encode_texts(model, background, config.max_tokens, cut=True)
         if config.method in ("replay", "ewc") and not self.background:
             raise ValueError(f"method {config.method!r} needs background texts")
         self.random = random.Random(config.seed)
         if config.method == "lora":
-            model.module = lora(model, config.lora_rank)
+            model.module = lora(model, config.lora_rank, config.seed)
         else:
             model.module.requires_grad_(True)
         model.module.eval()  # no dropout, as sparse finetuning has none
@@ -109,11 +113,18 @@ class Rival:
                 parameter.grad += self.config.ewc_strength * fisher * (parameter.detach() - anchor)
 
 
-def lora(model: Model, rank: int) -> Any:
-    """The module with a low-rank adapter on every linear layer but the head (peft's `all-linear`)."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise MissingExtraError("peft", "peft", "Method lora") from error
+def require_peft() -> None:
+    """Raises MissingExtraError if peft is not installed."""
+    if find_spec("peft") is None:
+        raise MissingExtraError("peft", "peft", "Method lora")
+
+
+def lora(model: Model, rank: int, seed: int) -> Any:
+    """The module with a low-rank adapter on every linear layer but the head (peft's `all-linear`), drawn by the seed."""
+    require_peft()
+    from peft import LoraConfig, get_peft_model
+
     options = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    return get_peft_model(model.module, options)  # pyright: ignore[reportArgumentType]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model.module, options)  # pyright: ignore[reportArgumentType]

@@ -21,6 +21,7 @@ from postgrad.core.models import Model
 from postgrad.core.models.memory import Accesses, MemoryLayer, Selection
 from postgrad.core.models.memory.attach import find_blocks
 from postgrad.core.models.memory.patch import Change, Patch, fingerprint, tables
+from postgrad.core.models.memory.shard import gather_columns, norm_over_ranks, own_columns
 from postgrad.memory import ops
 from postgrad.memory.batches import TokenBatch
 from postgrad.memory.config import LearnConfig
@@ -39,7 +40,8 @@ class SparseLearner:
     """Teaches a model's value tables, edit by edit.
 
     Args:
-        model: with memory; its tables change in place.
+        model: with memory; its tables change in place. If they are sharded over ranks, all of them learn the same batches, and
+            get the same patches of whole rows.
         profile: of the background.
         config: with `method = "sparse"`.
     """
@@ -93,7 +95,7 @@ class SparseLearner:
         loss.backward()
         selections = [(layer, cast("Selection", layer.selection)) for layer in self.layers.values()]
         gradients = [cast("Tensor", cast("Tensor", s.active).grad) for _, s in selections]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = norm_over_ranks(selections[0][0].table.weight, torch.nn.utils.get_total_norm(gradients))
         if not bool(torch.isfinite(norm)):
             raise TrainingError(
                 f"The gradient's norm is {float(norm)}; nothing was learned. Lower lr or max_grad_norm."
@@ -101,11 +103,11 @@ class SparseLearner:
         factor = min(1.0, self.config.max_grad_norm / (float(norm) + 1e-6))
         for (layer, selection), gradient in zip(selections, gradients, strict=True):
             rows = cast("Tensor", selection.rows)
-            table = layer.table.weight
-            name = self.names[id(table)]
-            _remember(before, name, rows, table.detach())
+            name = self.names[id(layer.table.weight)]
+            values = own_columns(layer.table.weight.detach())
+            _remember(before, name, rows, values)
             with torch.no_grad():
-                table.index_add_(0, rows, state.step(name, rows, gradient * factor).to(table.dtype))
+                values.index_add_(0, rows, state.step(name, rows, gradient * factor).to(values.dtype))
             layer.selection = None
         chosen.append(sum(len(cast("Tensor", selection.rows)) for _, selection in selections))
         return float(loss.detach())
@@ -155,15 +157,16 @@ class SparseLearner:
         own = tables(self.model.module)
         with torch.no_grad():
             for name, (rows, values) in before.items():
-                own[name][rows] = values
+                own_columns(own[name].detach())[rows] = values
 
     def _patch(self, before: Mapping[str, tuple[Tensor, Tensor]], facts: Mapping[str, Any]) -> Patch:
         own = tables(self.model.module)
         changes: dict[str, Change] = {}
         for name, (rows, values) in before.items():
             order = rows.sort().indices
-            rows, values = rows[order], values[order]
-            changes[name] = Change(rows.cpu(), values.cpu(), own[name].detach()[rows].cpu())
+            rows, table = rows[order], own[name].detach()
+            old, new = (gather_columns(table, part) for part in (values[order], own_columns(table)[rows]))
+            changes[name] = Change(rows.cpu(), old.cpu(), new.cpu())
         return Patch(changes, fingerprint(self.model.module), facts)
 
 

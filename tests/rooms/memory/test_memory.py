@@ -483,6 +483,52 @@ def test_a_text_beyond_the_context_is_refused_before_anything_is_learned(
         )
 
 
+def test_a_stream_that_is_killed_from_the_command_line_resumes_to_the_same_bits(
+    copied: Path, tmp_path: Path
+) -> None:
+    import shutil
+    import time
+
+    whole = Path(shutil.copytree(copied, tmp_path / "whole"))
+    facts = question_rows(tmp_path / "facts.jsonl", 0, 12)
+
+    def command(model: Path, *more: str) -> list[str]:
+        out = ["--out", str(tmp_path / f"run-{model.name}"), "--device", "cpu", "--budget", "16"]
+        program = [sys.executable, "-m", "postgrad", "memory", "learn"]
+        return [*program, str(model), str(facts), *out, "--evaluate-every", "3", *more]
+
+    subprocess.run(command(whole), check=True, capture_output=True, timeout=120)
+    process = subprocess.Popen(command(copied), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while len(patch_files(copied)) < 4 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=30)
+    reached = len(patch_files(copied))
+    assert 4 <= reached < 12, "killed in the middle"
+    again = subprocess.run(command(copied), capture_output=True, text=True, timeout=120)
+    assert again.returncode != 0
+    assert "--resume" in again.stderr
+    other = subprocess.run(
+        command(copied, "--resume", "--updates", "2"), capture_output=True, text=True, timeout=120
+    )
+    assert "begun with other options" in other.stderr
+    done = subprocess.run(command(copied, "--resume"), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    rows = [
+        [json.loads(line) for line in (tmp_path / f"run-{name}" / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", copied.name)
+    ]
+    steps = [[row["step"] for row in some] for some in rows]
+    assert steps[0] == list(range(13))
+    assert steps[1] in (steps[0], [step for step in steps[0] if step != reached]), (
+        "killed before its row was written"
+    )
+    ids = [[entry.patch.changes for entry in PatchStore(folder).entries()] for folder in (whole, copied)]
+    for first, second in zip(*ids, strict=True):
+        assert all(first[name].new.equal(second[name].new) for name in first)
+
+
 # -- methods side by side --------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from postgrad.core.models.head import fp32_head
     from postgrad.core.models.model import Model, load, save
     from postgrad.core.models.paths import latest_checkpoint
-    from postgrad.core.models.skeleton import load_skeleton
+    from postgrad.core.models.skeleton import load_shape, load_skeleton
 
 __all__ = [
     "EmbeddedConfig",
@@ -25,6 +25,7 @@ __all__ = [
     "fp32_head",
     "latest_checkpoint",
     "load",
+    "load_shape",
     "load_skeleton",
     "save",
 ]
@@ -35,6 +36,7 @@ _LAZY = {
     "fp32_head": "head",
     "latest_checkpoint": "paths",
     "load": "model",
+    "load_shape": "skeleton",
     "load_skeleton": "skeleton",
     "save": "model",
 }

@@ -16,6 +16,7 @@ import torch
 
 from postgrad.core.errors import ModelError
 from postgrad.core.models.memory.attach import load_memory
+from postgrad.core.models.memory.shard import write_whole
 from postgrad.core.models.paths import locate
 
 if TYPE_CHECKING:
@@ -149,11 +150,11 @@ def load(
     precision = resolve_dtype(dtype, place)
     path, commit = locate(path_or_name, revision, trust_remote_code=trust_remote_code)
     with quiet_transformers():
-        _check_config(path, trust_remote_code=trust_remote_code)
-        tokenizer = _load_tokenizer(path, trust_remote_code=trust_remote_code)
+        check_config(path, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
         module = _load_module(path, precision, trust_remote_code=trust_remote_code)
     model = Model(module, tokenizer, source=str(path_or_name), revision=commit)
-    _check_tokens(model, path)
+    check_tokens(model, path)
     cast("torch.nn.Module", module).to(place)
     module.eval()
     return model
@@ -163,13 +164,17 @@ def save(model: Model, path: str | Path) -> None:
     """Write weights (safetensors), config and tokenizer; `AutoModelForCausalLM.from_pretrained` reads them.
 
     Writes into `path` directly, and leaves other files there alone; a run's checkpoints add the atomic
-    rename.
+    rename. A memory that is sharded over ranks is written whole by rank 0; all ranks call, and go on when it is written.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    with quiet_transformers():
-        model.module.save_pretrained(folder)
+
+    def write(state: dict[str, torch.Tensor] | None) -> None:
+        model.module.save_pretrained(folder, state_dict=state)
         model.tokenizer.save_pretrained(folder)
+
+    with quiet_transformers():
+        write_whole(model.module, write)
 
 
 def _first_line(error: BaseException) -> str:
@@ -177,7 +182,7 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
-def _check_config(path: Path, *, trust_remote_code: bool) -> None:
+def check_config(path: Path, *, trust_remote_code: bool) -> None:
     """Raise ModelError unless config.json describes a causal LM that this transformers knows."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
@@ -204,7 +209,8 @@ def _check_config(path: Path, *, trust_remote_code: bool) -> None:
         )
 
 
-def _load_tokenizer(path: Path, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: Path, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory. Raises ModelError."""
     from transformers import AutoTokenizer
 
     try:
@@ -246,7 +252,7 @@ def _load_module(path: Path, dtype: torch.dtype, *, trust_remote_code: bool) -> 
     return module
 
 
-def _check_tokens(model: Model, path: Path) -> None:
+def check_tokens(model: Model, path: Path) -> None:
     """Raise ModelError when there is no stop token or a token without an embedding."""
     if not model.stop_token_ids:
         raise ModelError(

@@ -29,6 +29,7 @@ from postgrad.core.models.memory.ops import (
     read,
     read_selected,
 )
+from postgrad.core.models.memory.shard import gather_columns, own_columns, sum_gradients
 
 
 @dataclass
@@ -145,13 +146,15 @@ class MemoryLayer(nn.Module):
         return out.view_as(hidden)
 
     def _read(self, slots: Tensor, weights: Tensor) -> Tensor:
-        values = self.table.weight
+        table = self.table.weight
+        values, weights = own_columns(table), sum_gradients(table, weights)
         if self.selection is None:
-            return read(values, slots, weights)
+            return gather_columns(table, read(values, slots, weights))
         rows = self.selection.choose(Accesses(slots, weights.detach()))
         self.selection.rows = rows
         self.selection.active = values.detach()[rows].requires_grad_()
-        return read_selected(self.selection.active, values.detach(), slots, weights, rows)
+        y = read_selected(self.selection.active, values.detach(), slots, weights, rows)
+        return gather_columns(table, y)
 
 
 def _norm_fp32(norm: nn.Module, x: Tensor) -> Tensor:

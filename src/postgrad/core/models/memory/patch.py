@@ -22,6 +22,7 @@ from torch import Tensor
 
 from postgrad.core.errors import ModelError
 from postgrad.core.models.memory.layer import MemoryLayer
+from postgrad.core.models.memory.shard import cut_columns, gather_columns, own_columns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,7 +74,7 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 def tables(module: torch.nn.Module) -> dict[str, Tensor]:
-    """The value tables of a model by their names, shared ones once."""
+    """The value tables of a model by their names, shared ones once; a DTensor each if they are sharded over ranks."""
     return {
         f"{name}.values.weight": layer.values.weight
         for name, layer in module.named_modules()
@@ -95,7 +96,7 @@ def fingerprint(module: PreTrainedModel) -> str:
 
 
 def apply_patch(module: PreTrainedModel, patch: Patch, *, undo: bool = False) -> None:
-    """Writes the rows after (`undo`: before) into the tables, in place; all or none.
+    """Writes the rows after (`undo`: before) into the tables, in place; all or none. Of sharded tables on all ranks.
 
     Raises:
         ModelError: it belongs to another model, or its rows are not what it starts from.
@@ -109,7 +110,7 @@ def apply_patch(module: PreTrainedModel, patch: Patch, *, undo: bool = False) ->
     for name, change in patch.changes.items():
         start = change.new if undo else change.old
         rows = change.rows.to(own[name].device)
-        now = own[name].detach()[rows]
+        now = gather_columns(own[name], own_columns(own[name].detach())[rows])
         coarse = min(now.dtype, start.dtype, key=lambda kind: kind.itemsize)
         same = (now.to(coarse) == start.to(now.device, coarse)).all(-1)
         if not bool(same.all()):
@@ -119,8 +120,9 @@ def apply_patch(module: PreTrainedModel, patch: Patch, *, undo: bool = False) ->
             )
     with torch.no_grad():
         for name, change in patch.changes.items():
-            goal = change.old if undo else change.new
-            own[name][change.rows.to(own[name].device)] = goal.to(own[name].device, own[name].dtype)
+            values = own_columns(own[name].detach())
+            goal = cut_columns(own[name], change.old if undo else change.new)
+            values[change.rows.to(values.device)] = goal.to(values.device, values.dtype)
 
 
 def write_patch(patch: Patch, path: Path) -> None:
