@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,12 +32,14 @@ class Profile:
         batch_counts, counts: by layer.
         num_batches: B.
         model: fingerprint of the model.
+        tokenizer: of its vocabulary.
     """
 
     batch_counts: dict[str, Tensor]
     counts: dict[str, Tensor]
     num_batches: int
     model: str
+    tokenizer: str
 
     @classmethod
     def empty(cls, model: Model) -> Profile:
@@ -44,7 +48,8 @@ class Profile:
         zeros = {
             name: torch.zeros(layer.config.num_slots, dtype=torch.int64) for name, layer in layers.items()
         }
-        return cls({k: v.clone() for k, v in zeros.items()}, zeros, 0, fingerprint(model.module))
+        counts = {k: v.clone() for k, v in zeros.items()}
+        return cls(counts, zeros, 0, fingerprint(model.module), vocabulary_hash(model))
 
     def add(self, layer: str, counts: Tensor) -> None:
         """Takes up one batch's counts [N] of one layer."""
@@ -60,7 +65,8 @@ class Profile:
         tensors = {f"batch_counts/{name}": tensor for name, tensor in self.batch_counts.items()}
         tensors |= {f"counts/{name}": tensor for name, tensor in self.counts.items()}
         partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        save_file(tensors, partial, {"num_batches": str(self.num_batches), "model": self.model})
+        metadata = {"num_batches": str(self.num_batches), "model": self.model, "tokenizer": self.tokenizer}
+        save_file(tensors, partial, metadata)
         partial.rename(path)
         return path
 
@@ -76,12 +82,20 @@ class Profile:
             for key in file.keys():  # noqa: SIM118
                 part, _, name = key.partition("/")
                 parts[part][name] = file.get_tensor(key)
-        if metadata["model"] != fingerprint(model.module):
+        own = {"model": fingerprint(model.module), "tokenizer": vocabulary_hash(model)}
+        other = [what for what, value in own.items() if metadata.get(what, value) != value]
+        if other:
             raise DataError(
-                f"The background profile in {folder} was made for another model or tokenizer. Make it anew: "
+                f"The background profile in {folder} was made with another {other[0]}. Make it anew: "
                 f"postgrad memory profile {folder} --background TEXTS"
             )
-        return cls(parts["batch_counts"], parts["counts"], int(metadata["num_batches"]), metadata["model"])
+        return cls(parts["batch_counts"], parts["counts"], int(metadata["num_batches"]), **own)
+
+
+def vocabulary_hash(model: Model) -> str:
+    """Names the tokenizer by its tokens and their numbers: sixteen hex digits."""
+    tokens = sorted(model.tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:16]
 
 
 def find_profile(folder: Path) -> Path:

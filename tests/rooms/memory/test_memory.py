@@ -656,3 +656,15 @@ def test_explain_says_which_tokens_read_the_rows_of_a_patch(
     shown = json.loads(capsys.readouterr().out)
     assert shown[0]["shares"] == pytest.approx(expected)
     assert "".join(shown[0]["tokens"]).startswith(FACTS[0])
+
+
+def test_a_profile_made_with_another_tokenizer_or_model_is_refused(copied: Path) -> None:
+    model = load(copied, device="cpu")
+    model.tokenizer.add_tokens(["<another>"])
+    with pytest.raises(DataError, match="made with another tokenizer"):
+        Profile.load(copied, model)
+    other = load(copied, device="cpu")
+    with torch.no_grad():
+        next(other.module.parameters())[0] += 1
+    with pytest.raises(DataError, match="made with another model"):
+        Profile.load(copied, other)
