@@ -32,6 +32,7 @@ from scipy import stats
 from _common import finish, machine, print_table
 from _people import Sizes, World
 from postgrad.core.config import validate
+from postgrad.core.figures import Figure, Line, standalone, to_svg
 from postgrad.core.models import load
 from postgrad.memory.compare import front, trial
 from postgrad.memory.config import LearnConfig
@@ -80,6 +81,7 @@ def make_grid(budgets: Sequence[int], updates: Sequence[int]) -> dict[str, list[
     }
 
 
+DRAWN = ("sparse", "full", "LoRA", "replay", "EWC", "sparse, all accessed")
 RIVALS = ("full", "full, SGD", "LoRA", "replay", "replay, SGD", "EWC")
 
 
@@ -205,6 +207,32 @@ def cell(values: Sequence[float]) -> str:
     return f"{mean:.3f}" if half != half else f"{mean:.3f} ± {half:.3f}"
 
 
+def draw(
+    results: Results, chosen: Mapping[str, Sequence[dict[str, Any]]], seeds: Sequence[int], path: Path
+) -> None:
+    """Kept against learned: means over the reported seeds of the settings on each method's front."""
+    columns: dict[str, list[float | None]] = {"learned": [], **{method: [] for method in DRAWN}}
+    for method in DRAWN:
+        for learned, kept in sorted(
+            results.mean(seeds, method, options) for options in chosen.get(method, [])
+        ):
+            columns["learned"].append(learned)
+            for name in DRAWN:
+                columns[name].append(kept if name == method else None)
+    figure = Figure(
+        "memory_forgetting",
+        "",
+        "",
+        columns,
+        "learned",
+        tuple(Line(name, name, style="points") for name in DRAWN if name in chosen),
+        x_label="new facts learned",
+        y_label="old facts kept",
+        percent=True,
+    )
+    path.write_text(standalone(to_svg(figure, 720, 340)), encoding="utf-8")
+
+
 def report(
     results: Results, chosen: Mapping[str, list[dict[str, Any]]], search: Sequence[int], seeds: Sequence[int]
 ) -> None:
@@ -276,6 +304,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--out", type=Path, help="keep results here, and take up those that are there")
+    parser.add_argument("--figure", type=Path, help="draw kept against learned into this SVG")
     parser.add_argument("--methods", help="joined by semicolons; default all")
     options = parser.parse_args()
     grid = make_grid(BUDGETS[options.stream], UPDATES[options.stream])
@@ -292,6 +321,8 @@ def main() -> None:
         results.measure(grid, search)
         chosen = fronts(results, grid, search)
         results.measure(chosen, seeds)
+        if options.figure is not None:
+            draw(results, chosen, seeds, options.figure)
         report(results, chosen, search, seeds)
 
 
