@@ -20,7 +20,7 @@ from postgrad.core.models.memory.config import MemoryConfig
 from postgrad.memory.config import HealConfig, LearnConfig, ProfileConfig
 
 if TYPE_CHECKING:
-    from postgrad.core.models.memory.attach import attach
+    from postgrad.core.models.memory.attach import attach, set_index
     from postgrad.memory import ops
     from postgrad.memory.data import Fact, read_facts
     from postgrad.memory.evaluate import answer_questions
@@ -43,6 +43,7 @@ __all__ = [
     "ops",
     "profile",
     "read_facts",
+    "set_index",
 ]
 
 _PLACES = {
@@ -54,6 +55,7 @@ _PLACES = {
     "learn": "postgrad.memory.learn",
     "profile": "postgrad.memory.profile",
     "read_facts": "postgrad.memory.data",
+    "set_index": "postgrad.core.models.memory.attach",
 }
 
 
