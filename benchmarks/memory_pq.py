@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, help="N, default 65,536 (quick: 4,096)")
     parser.add_argument("--key-dim", type=int, default=256)
     parser.add_argument("--k", type=int, default=32)
+    parser.add_argument("--subvectors", type=int, default=DEFAULT.pq_subvectors)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, help="default 5 (quick: 2)")
     parser.add_argument("--threads", type=int, default=1)
@@ -72,7 +73,7 @@ def main() -> None:
         if keys.data_ptr() not in built:
             started = time.perf_counter()
             generator = torch.Generator().manual_seed(0)
-            built[keys.data_ptr()] = [build(keys[0], DEFAULT.pq_subvectors, DEFAULT.pq_codes, generator)]
+            built[keys.data_ptr()] = [build(keys[0], options.subvectors, DEFAULT.pq_codes, generator)]
             build_s = time.perf_counter() - started
         codes = built[keys.data_ptr()]
 
@@ -107,9 +108,8 @@ def main() -> None:
     )
     print(f"codes of one head: {build_s:.1f} s")
     cells = 2 * math.isqrt(slots)
-    work = 2 * (cells + DEFAULT.pq_codes + DEFAULT.pq_candidates) * options.key_dim + slots * (
-        DEFAULT.pq_subvectors + 1
-    )
+    table = cells + DEFAULT.pq_codes + DEFAULT.pq_candidates
+    work = 2 * table * options.key_dim + slots * (options.subvectors + 1)
     ours, peer, ratio, interval = headline
     finish(
         "memory_pq",
@@ -120,6 +120,7 @@ def main() -> None:
         interval,
         peer_name="scores of all keys",
         slots=slots,
+        subvectors=options.subvectors,
         recall=results,
         build_s=build_s,
         flop_ratio=2 * slots * options.key_dim / work,
