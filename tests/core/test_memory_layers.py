@@ -26,6 +26,7 @@ from postgrad.core.models.memory import (
     attach,
     memory_config,
     memory_layers,
+    set_index,
 )
 from postgrad.core.models.memory.layer import MemoryLayer
 
@@ -146,6 +147,83 @@ def test_teaching_differentiates_the_chosen_rows_alone_and_stops_at_the_first_me
     for layer, selection, gradient in zip(layers, selections, compact, strict=True):
         assert gradient is not None
         torch.testing.assert_close(gradient, layer.table.weight.grad[selection.rows], rtol=1e-4, atol=1e-7)  # type: ignore[index, union-attr]
+
+
+PQ = {"pq_subvectors": 4, "pq_codes": 3, "pq_share": 0.3, "pq_candidates": 4}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_of_flat_keys_is_read_by_pq_and_back_with_the_same_weights(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    from postgrad.core.models.model import _load_module
+
+    module = build("gpt2").to(dtype)
+    layers = attach(module, MemoryConfig(layers=(1, 2), index="flat", scale=1.0, **SMALL))
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with torch.no_grad():
+        flat = module(tokens()).logits
+        set_index(module, "pq", pq_share=1.0, pq_candidates=30)
+        torch.testing.assert_close(module(tokens()).logits, flat)  # all keys are candidates
+        set_index(module, "pq", **PQ)
+        few = module(tokens()).logits
+        assert not torch.equal(few, flat)
+        assert module.state_dict().keys() == before.keys()
+        assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+        module.save_pretrained(tmp_path)
+        loaded = _load_module(tmp_path, dtype, trust_remote_code=False)
+        assert memory_config(loaded) == layers[0].config
+        assert torch.equal(loaded(tokens()).logits, few)
+        set_index(loaded, "flat")
+        assert torch.equal(loaded(tokens()).logits, flat)
+
+
+def test_codes_follow_the_keys_and_trained_keys_are_looked_up_exactly() -> None:
+    layer = MemoryLayer(MemoryConfig(layers=(0,), index="pq", **SMALL, **PQ), 32)
+    layer.reset(torch.Generator().manual_seed(0))
+    x = torch.randn(40, 32, generator=torch.Generator().manual_seed(1))
+
+    def slots(layer: MemoryLayer, index: str = "pq") -> torch.Tensor:
+        layer.config = layer.config.model_copy(update={"index": index})
+        with torch.no_grad():
+            return layer.look_up(x).slots
+
+    flat, first = slots(layer, "flat"), slots(layer)
+    assert not torch.equal(first, flat)
+    assert torch.equal(layer.look_up(x).slots, flat)  # the keys want a gradient
+    layer.look_up(x).scores.sum().backward()
+    assert layer.keys[0].grad.abs().sum() > 0
+    layer.keys.requires_grad_(False)
+    assert torch.equal(layer.look_up(x).slots, first)
+    made = layer._codes
+    assert slots(layer) is not first
+    assert layer._codes is made  # not made twice
+    twin = copy.deepcopy(layer)
+    for changed in (layer, twin):
+        with torch.no_grad():
+            changed.keys[0].copy_(
+                torch.randn(changed.keys[0].shape, generator=torch.Generator().manual_seed(2))
+            )
+        fresh = copy.deepcopy(changed)
+        assert torch.equal(slots(changed), slots(fresh))
+        assert not torch.equal(slots(changed), first)
+    layer.keys[0] = torch.nn.Parameter(twin.keys[0].flip(1), requires_grad=False)
+    assert torch.equal(slots(layer), slots(copy.deepcopy(layer)))
+
+
+def test_only_flat_keys_change_their_index() -> None:
+    module = build()
+    with pytest.raises(ModelError, match="received no memory"):
+        set_index(module, "pq")
+    attach(module, MemoryConfig(layers=(1,), index="pq", **SMALL))
+    with pytest.raises(ModelError, match="num_slots would be other weights"):
+        set_index(module, "flat", num_slots=31)
+    with pytest.raises(ConfigError, match="pq_share"):
+        set_index(module, "pq", pq_share=0.0)
+    product = build()
+    attach(product, MemoryConfig(layers=(1,), **SMALL))
+    with pytest.raises(ModelError, match="received index 'product'"):
+        set_index(product, "pq")
 
 
 @pytest.mark.parametrize(

@@ -124,10 +124,23 @@ def test_greedy_equals_generate_token_for_token(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gpt2"])
-@pytest.mark.parametrize("mode", ["additive", "replace"])
-def test_a_model_with_memory_generates_what_generate_does(name: str, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "index"),
+    [("additive", "product"), ("replace", "product"), ("additive", "pq"), ("replace", "pq")],
+)
+def test_a_model_with_memory_generates_what_generate_does(name: str, mode: str, index: str) -> None:
     model = build(name)
-    options = {"num_slots": 30, "num_heads": 2, "top_k": 4, "key_dim": 9, "scale": 3.0, "shared_values": True}
+    pq = {"pq_subvectors": 4, "pq_codes": 3, "pq_share": 0.5, "pq_candidates": 6}
+    options = {
+        "index": index,
+        **pq,
+        "num_slots": 30,
+        "num_heads": 2,
+        "top_k": 4,
+        "key_dim": 9,
+        "scale": 3.0,
+        "shared_values": True,
+    }
     without = greedy(model, requests(4, temperature=0.0))
     attach(model.module, MemoryConfig(layers=(0, 1), mode=mode, **options))  # type: ignore[arg-type]
     wanted = requests(4, temperature=0.0)

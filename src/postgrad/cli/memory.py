@@ -64,7 +64,9 @@ def _verb(name: str, config: str, summary: str, text: str) -> Any:
 @click.option("--key-dim", type=int, help="Width of a key. [256]")
 @click.option("--value-dim", type=int, help="Width of a value; 0 = that of the model. [0]")
 @click.option(
-    "--index", type=click.Choice(["product", "flat"]), help="How the best keys are found. [product]"
+    "--index",
+    type=click.Choice(["product", "flat", "pq"]),
+    help="How the best keys are found; pq is approximate. [product]",
 )
 @click.option("--shared-values", is_flag=True, default=None, help="One table for all layers.")
 @click.option("--scale", type=float, help="Of an additive layer's output at first. [0.01]")

@@ -20,7 +20,7 @@ from postgrad.core.models.memory.config import MemoryConfig
 from postgrad.memory.config import HealConfig, LearnConfig, ProfileConfig
 
 if TYPE_CHECKING:
-    from postgrad.core.models.memory.attach import attach
+    from postgrad.core.models.memory.attach import attach, set_index
     from postgrad.core.models.memory.shard import shard_values
     from postgrad.memory import ops
     from postgrad.memory.data import Fact, read_facts
@@ -47,6 +47,7 @@ __all__ = [
     "profile",
     "read_facts",
     "read_sizes",
+    "set_index",
     "shard_values",
 ]
 
@@ -61,6 +62,7 @@ _PLACES = {
     "profile": "postgrad.memory.profile",
     "read_facts": "postgrad.memory.data",
     "read_sizes": "postgrad.memory.plan",
+    "set_index": "postgrad.core.models.memory.attach",
     "shard_values": "postgrad.core.models.memory.shard",
 }
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -119,6 +119,31 @@ def memory_config(module: PreTrainedModel) -> MemoryConfig | None:
 def memory_layers(module: nn.Module) -> dict[str, MemoryLayer]:
     """The attached layers by their names in the model."""
     return {name: child for name, child in module.named_modules() if isinstance(child, MemoryLayer)}
+
+
+def set_index(module: PreTrainedModel, index: Literal["flat", "pq"], **options: Any) -> None:
+    """Looks a flat set of keys up by `index` from now on, also after the model was saved; no weight changes.
+
+    Args:
+        module: with memory of the index flat or pq.
+        index: the new one.
+        options: fields of `MemoryConfig` that begin with `pq_`.
+
+    Raises:
+        ModelError: it has no memory, or product keys, or an option is about something else.
+        ConfigError: an option is impossible.
+    """
+    own = memory_config(module)
+    if own is None or "product" in (own.index, index):
+        received = "no memory" if own is None else f"index {own.index!r}"
+        raise ModelError(f"Flat keys are looked up by flat or pq; received {received}, to become {index!r}.")
+    other = [name for name in options if not name.startswith("pq_")]
+    if other:
+        raise ModelError(f"{', '.join(other)} would be other weights. Valid: options that begin with pq_.")
+    config = validate(MemoryConfig, {**own.model_dump(mode="json"), "index": index, **options})
+    for layer in memory_layers(module).values():
+        layer.config = config
+    setattr(module.config, CONFIG_KEY, config.model_dump(mode="json"))
 
 
 def load_memory(module: PreTrainedModel, path: Path, missing: list[str]) -> list[str]:

@@ -27,8 +27,18 @@ class MemoryConfig(Config):
     """Width of a query and of a key, halves together."""
     value_dim: int = Field(default=0, ge=0)
     """dv, width of a value; 0 = that of the model."""
-    index: Literal["product", "flat"] = "product"
-    """How the best keys are found: product keys, exact in √N (1907.05242), or all N keys of a flat set."""
+    index: Literal["product", "flat", "pq"] = "product"
+    """How the best keys are found: product keys, exact in √N (1907.05242); all N keys of a flat set; or the flat set's keys by
+    product quantisation, approximate, once keys are frozen."""
+    pq_subvectors: int = Field(default=64, ge=1)
+    """S, parts that a key is quantised in (index pq); at most key_dim."""
+    pq_codes: int = Field(default=256, ge=1)
+    """K, codes of each part (index pq)."""
+    pq_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of the cells that a look-up goes through (index pq). Saves time below about 1/16, and finds the best slots only where
+    keys lie in clusters."""
+    pq_candidates: int = Field(default=256, ge=1)
+    """M, keys whose true scores are computed (index pq); at least top_k are."""
     query_norm: bool = True
     """Layer norm on the (halves of the) query: small tables are unstable without it."""
     shared_values: bool = False

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ from postgrad.core.models.memory.ops import (
     read,
     read_selected,
 )
+from postgrad.core.models.memory.pq import Codes, build, pq_lookup
 from postgrad.core.models.memory.shard import gather_columns, own_columns, sum_gradients
 
 
@@ -55,6 +56,14 @@ class Selection:
     active: Tensor | None = None
 
 
+class _Made(NamedTuple):
+    """Codes, and what they were made of: the keys (held, so that no others come to lie where they are) in which state."""
+
+    keys: Tensor
+    state: tuple[object, ...]
+    codes: list[Codes]
+
+
 class ValueTable(nn.Module):
     """V: N values of width dv, N(0, dv^-½)."""
 
@@ -75,6 +84,11 @@ class MemoryLayer(nn.Module):
         config: sizes.
         width: D.
         table: of another layer, where values are shared; it is not registered here a second time.
+
+    The index `pq` has the parameters of `flat`, and looks keys up as `flat` does wherever their gradient is wanted (they require
+    one and gradients are on): codes of keys that change with every step would be stale, and a gradient in them missing. Elsewhere
+    it uses codes, which are no weights and are never saved: they are made of the keys at the first look-up, and again when the
+    keys were written to, moved or replaced. So freeze the keys to train on what generation looks up.
 
     Attributes:
         accesses: set to a list, every forward pass appends to it; None = off.
@@ -103,6 +117,7 @@ class MemoryLayer(nn.Module):
         self._lent = [] if table is None else [table]  # in a list, so that it stays the other layer's
         self.accesses: list[Accesses] | None = None
         self.selection: Selection | None = None
+        self._codes: _Made | None = None
 
     @property
     def table(self) -> ValueTable:
@@ -126,10 +141,25 @@ class MemoryLayer(nn.Module):
         parts = query.split([key.shape[-1] for key in self.keys], -1)
         if len(self.norms):
             parts = [_norm_fp32(norm, part) for norm, part in zip(self.norms, parts, strict=True)]
+        if self.config.index == "pq" and not (torch.is_grad_enabled() and self.keys[0].requires_grad):
+            return self._look_up_codes(parts[0])
         keys = [key.float() for key in self.keys]
         if len(keys) == 1:
             return flat_lookup(parts[0], keys[0], self.config.top_k)
         return product_lookup(parts[0], parts[1], keys[0], keys[1], self.config.top_k)
+
+    def _look_up_codes(self, query: Tensor) -> Found:
+        keys, config = self.keys[0].detach(), self.config
+        state = (keys.data_ptr(), keys._version, keys.dtype, config.pq_subvectors, config.pq_codes)
+        if self._codes is None or self._codes.state != state:
+            generator = torch.Generator().manual_seed(config.seed)
+            made = [build(head, config.pq_subvectors, config.pq_codes, generator) for head in keys]
+            self._codes = _Made(keys, state, made)
+        return pq_lookup(query, keys, self._codes.codes, config.top_k, config.pq_share, config.pq_candidates)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy makes its own codes, since its keys may change."""
+        return {**self.__dict__, "_codes": None}
 
     def forward(self, hidden: Tensor) -> Tensor:
         """out of the module's equations, times the scale of an additive layer."""
