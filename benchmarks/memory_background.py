@@ -1,8 +1,8 @@
 """Which background tells TF-IDF what to leave alone? An ablation of sparse memory finetuning (2510.15103).
 
 The stream of memory_forgetting (100 new facts after 600 old ones; `kept` are questions of the 300 old facts that only the third
-of these backgrounds holds), with the profile made of: half of the old facts, as in memory_forgetting; a twentieth of that; all old
-facts; sentences of random words; nothing (term frequency alone). t = 32, 8 updates; means ± 95 % (Student's t) over seeds.
+of these backgrounds holds), with the profile made of: half of the old facts, as in memory_forgetting; a twentieth of that; all
+old facts; sentences of random words; nothing (term frequency alone). t = 32, 8 updates; means ± 95 % (Student's t) over seeds.
 
     python benchmarks/memory_background.py [--quick] [--seeds 5] [--out DIR]
 """

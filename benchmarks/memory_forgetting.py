@@ -39,7 +39,7 @@ from postgrad.memory.config import LearnConfig
 from postgrad.memory.evaluate import answer_questions
 from postgrad.memory.learn import Probes
 
-SIZES = {"facts": Sizes(600, 100, 2500), "documents": Sizes(150, 25, 2000, 32)}
+SIZES = {"facts": Sizes(600, 100, 2500), "documents": Sizes(150, 25, 1500, 32)}
 QUICK = {"facts": Sizes(200, 25, 1200), "documents": Sizes(40, 8, 1000, 32)}
 BUDGETS = {"facts": (32, 128), "documents": (128, 512)}
 SEARCH_SEEDS = {"facts": (100, 101), "documents": (100,)}
@@ -47,6 +47,8 @@ UPDATES = {"facts": (2, 8), "documents": (8,)}
 LEVELS = (0.2, 0.35, 0.5, 0.65)
 """Of `learned`, where `kept` is compared."""
 HEADLINE_LEVEL = 0.5
+LEAST_LEARNED = 0.15
+"""Settings that learned less on the search's seeds are not measured further, but for a method's last."""
 
 
 def _grid(options: Mapping[str, Any], **axes: Sequence[Any]) -> list[dict[str, Any]]:
@@ -181,7 +183,8 @@ def fronts(
     found: dict[str, list[dict[str, Any]]] = {}
     for method, settings in grid.items():
         points = {results.mean(seeds, method, options): options for options in reversed(settings)}
-        found[method] = [points[point] for point in front(points)]
+        best = front(points)
+        found[method] = [points[point] for point in best if point[0] >= LEAST_LEARNED] or [points[best[-1]]]
     return found
 
 

@@ -36,7 +36,7 @@ from postgrad.memory.sparse import SparseLearner
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "sparse": {"budget": 32, "updates": 8, "lr": 10.0},
     "full": {"method": "full", "updates": 8, "lr": 3e-4},
-    "replay": {"method": "replay", "updates": 8, "lr": 3e-4},
+    "replay": {"method": "replay", "replay_fraction": 0.8, "updates": 8, "lr": 3e-4},
 }
 
 
@@ -86,17 +86,18 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, 40 edits")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="keep the models here")
+    parser.add_argument("--methods", default="sparse;full;replay", help="joined by semicolons")
     options = parser.parse_args()
     torch.set_num_threads(1)
     sizes, seeds, every = Sizes(500, 1000, 2500), range(options.seeds), 100
     if options.quick:
         sizes, seeds, every = Sizes(200, 40, 1200), range(1), 20
-    courses: dict[str, list[list[dict[str, float]]]] = {method: [] for method in SETTINGS}
+    courses: dict[str, list[list[dict[str, float]]]] = {method: [] for method in options.methods.split(";")}
     exact: list[bool] = []
     with tempfile.TemporaryDirectory() as temporary:
         for seed in seeds:
             world = World(options.out or Path(temporary), seed, sizes)
-            for method in SETTINGS:
+            for method in courses:
                 course, same = run(world, method, every)
                 courses[method].append(course)
                 exact += [] if same is None else [same]
