@@ -3,7 +3,8 @@
 The world of memory_forgetting: a small model that knows 500 facts is taught 1,000 new ones, each an edit of its own, and asked
 every 100 edits: the last 100 facts that it was taught (`recent`), all so far (`learned`), 250 old facts that are not in the
 background (`kept`), and the loss on background text. Settings are those that memory_forgetting chose on other seeds for
-"learned >= 0.7" in streams of 100; so a longer stream is what nobody tuned for.
+"learned >= 0.5" in streams of 100 (full finetuning never got there: those with which it learned most), so nothing was tuned for a
+longer stream.
 
 For sparse memory finetuning all thousand patches are then rolled back, latest first, and the table is compared bit by bit.
 
@@ -34,8 +35,8 @@ from postgrad.memory.rivals import Rival
 from postgrad.memory.sparse import SparseLearner
 
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    "sparse": {"budget": 32, "updates": 8, "lr": 10.0},
-    "full": {"method": "full", "updates": 8, "lr": 3e-4},
+    "sparse": {"budget": 32, "updates": 8, "lr": 5.0},
+    "full": {"method": "full", "updates": 8, "lr": 1e-4},
     "replay": {"method": "replay", "replay_fraction": 0.8, "updates": 8, "lr": 3e-4},
 }
 
