@@ -48,7 +48,7 @@ def readings(model: Model, texts: Sequence[str], max_tokens: int = 512) -> list[
             with Recording(layers) as recording:
                 model.module(input_ids=batch.tokens, attention_mask=batch.counted.long(), use_cache=False)
                 accesses = recording.take()
-            words = [model.tokenizer.decode([token]) for token in row]
+            words = [str(model.tokenizer.decode([token])) for token in row]
             slots = {name: access.slots.cpu() for name, access in accesses.items()}
             found.append(
                 Reading(words, slots, {name: a.weights.float().cpu() for name, a in accesses.items()})
