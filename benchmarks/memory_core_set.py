@@ -32,13 +32,23 @@ from postgrad.memory.profile import Profile, require_memory
 BUDGETS = (8, 32, 128)
 SHOWN = 4
 """Facts in the figure."""
-KINDS = ("name", "object", "other words")
+KINDS = ("name", "word before the object", "object", "other words")
 
 
-def kind(word: str, fact: Fact) -> str:
-    """Of a word of a fact's sentence."""
+def kinds(words: Sequence[str], fact: Fact) -> list[str]:
+    """Of the words of a fact's sentence or question; the end of a question is before the object, which is the answer."""
     name = fact.texts[0].split()[:2]
-    return "name" if word in name else "object" if word == fact.answer else "other words"
+    following = [*words[1:], fact.answer]
+    return [
+        "name"
+        if word in name
+        else "object"
+        if word == fact.answer
+        else "word before the object"
+        if after == fact.answer
+        else "other words"
+        for word, after in zip(words, following, strict=True)
+    ]
 
 
 class Study:
@@ -94,9 +104,9 @@ class Study:
         found: dict[str, list[float]] = {name: [] for name in KINDS}
         for index, fact in enumerate(self.facts):
             for words, shares in self.tokens(index, budget):
-                for word, share in zip(words, shares, strict=True):
-                    if not word.startswith("<"):
-                        found[kind(word.strip(), fact)].append(share)
+                known = [word.strip() for word in words if not word.startswith("<")]
+                for kind, share in zip(kinds(known, fact), shares, strict=False):
+                    found[kind].append(share)
         return {name: sum(values) / len(values) for name, values in found.items()}
 
 
@@ -155,8 +165,8 @@ def main() -> None:
             rows.append([f"{score}, t = {budget}", cell(shares), cell(used)])
             held[f"{score} {budget}"] = {"held": sum(shares) / seeds, "background": sum(used) / seeds}
     print_table("Chosen rows and core sets", ["", "held", "background"], rows)
-    kinds = [study.by_kind(32) for study in studies]
-    by_kind = {name: [one[name] for one in kinds] for name in KINDS}
+    found = [study.by_kind(32) for study in studies]
+    by_kind = {name: [one[name] for one in found] for name in KINDS}
     print_table(
         "Share of chosen rows (TF-IDF, t = 32) in what tokens read",
         ["kind", "share"],
