@@ -24,7 +24,7 @@ KIND = "memory.compare"
 TRIALS_FILE = "trials.jsonl"
 _INPUTS_FILE = "inputs.json"
 _LEVELS = (0.25, 0.5, 0.75)
-_HEADER = ("method", "learning rate", "learned", "kept", "seconds")
+_HEADER = ("method", "learning rate", "learned", "kept", "seconds", "FLOP")
 
 
 def main(
@@ -146,7 +146,14 @@ def rewrite_report(run: Run) -> Path:
             "Trials",
             _HEADER,
             [
-                (t.method, f"{t.learning_rate:g}", f"{t.learned:.3f}", f"{t.kept:.3f}", f"{t.seconds:.1f}")
+                (
+                    t.method,
+                    f"{t.learning_rate:g}",
+                    f"{t.learned:.3f}",
+                    f"{t.kept:.3f}",
+                    f"{t.seconds:.1f}",
+                    f"{t.flops:.3g}",
+                )
                 for trials in methods.values()
                 for t in trials
             ],

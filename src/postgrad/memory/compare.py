@@ -12,7 +12,8 @@ from postgrad.core.errors import DataError, TrainingError
 from postgrad.core.models import Model, load
 from postgrad.memory.config import CompareConfig, LearnConfig, Method, StreamConfig
 from postgrad.memory.data import Fact
-from postgrad.memory.learn import Probes, learn
+from postgrad.memory.learn import Probes, encode_edits, learn
+from postgrad.memory.plan import edit_flops, read_sizes
 
 LEARNING_RATES: Mapping[Method, tuple[float, ...]] = {
     "sparse": (1.0, 2.0, 5.0, 10.0, 20.0),
@@ -32,6 +33,7 @@ class Trial:
         method, learning_rate: how.
         learned, kept: shares of questions answered exactly at the end, of the facts taught and of those known before.
         seconds: of learning alone, evaluation not counted.
+        flops: multiplications and additions that learning takes (`plan.edit_flops`).
     """
 
     method: Method
@@ -39,6 +41,7 @@ class Trial:
     learned: float
     kept: float
     seconds: float
+    flops: float
 
     @property
     def point(self) -> tuple[float, float]:
@@ -72,7 +75,11 @@ def trial(
     Raises:
         DataError: no question says what was learned or what was kept; and what `learn` raises.
     """
-    seconds = _Seconds()
+    sizes, seconds = read_sizes(model.module), _Seconds()
+    flops = sum(
+        edit_flops(sizes, config, len(edit) * max(map(len, edit)))
+        for edit in encode_edits(model, facts, config)
+    )
     metrics = learn(
         model, folder, facts, config, seconds, probes=probes, background=background, keep_patches=False
     )
@@ -81,7 +88,12 @@ def trial(
             "A comparison needs questions about what is taught (in the facts, or --ask) and about what was known before (--keep)."
         )
     return Trial(
-        config.method, config.learning_rate, metrics["learned/exact"], metrics["kept/exact"], seconds.total
+        config.method,
+        config.learning_rate,
+        metrics["learned/exact"],
+        metrics["kept/exact"],
+        seconds.total,
+        flops,
     )
 
 

@@ -82,8 +82,8 @@ def learn(
         TrainingError: a loss is not finite; the patches so far stay.
     """
     probes = probes or Probes()
-    edits = [facts[i : i + config.per_edit] for i in range(0, len(facts), config.per_edit)]
-    rows = _encode(model, edits, config)  # all texts are checked before anything is learned
+    edits = _in_edits(facts, config)
+    rows = encode_edits(model, facts, config)  # all texts are checked before anything is learned
     teach = _teacher(model, folder, config, background)
     done = 0
     if isinstance(teach, _Sparse) and keep_patches:
@@ -131,18 +131,22 @@ def check_without_weights(
         outline, background, config.max_tokens, cut=True
     ):
         raise DataError(f"method {config.method!r} needs background texts: give --background TEXTS.")
-    edits = [facts[i : i + config.per_edit] for i in range(0, len(facts), config.per_edit)]
-    return _encode(outline, edits, config)
+    return encode_edits(outline, facts, config)
 
 
-def _encode(model: Model, edits: Sequence[Sequence[Fact]], config: LearnConfig) -> list[list[list[int]]]:
+def _in_edits(facts: Sequence[Fact], config: LearnConfig) -> list[Sequence[Fact]]:
+    return [facts[i : i + config.per_edit] for i in range(0, len(facts), config.per_edit)]
+
+
+def encode_edits(model: Model, facts: Sequence[Fact], config: LearnConfig) -> list[list[list[int]]]:
+    """Tokens of each edit's texts. Raises DataError if a fact is too long; documents are cut."""
     return [
         [
             row
             for fact in edit
             for row in encode_texts(model, fact.texts, config.max_tokens, cut=fact.question is None)
         ]
-        for edit in edits
+        for edit in _in_edits(facts, config)
     ]
 
 

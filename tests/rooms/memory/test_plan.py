@@ -60,6 +60,9 @@ class NoWords:
 
     eos_token_id = 0
 
+    def get_vocab(self) -> dict[str, int]:
+        return {}
+
 
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of storages that were made within it and still live: at most, and the largest one."""
