@@ -130,8 +130,8 @@ def draw(study: Study, budget: int) -> str:
             y += height
         y += 12
     style = f'font-family="monospace" font-size="{size}" fill="#1c1c1a"'
-    page = f'<rect width="720" height="{y}" fill="#fcfbf8"/>'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 {y}" {style}>{page}{"".join(lines)}</svg>\n'
+    page = f'<rect width="520" height="{y}" fill="#fcfbf8"/>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 520 {y}" {style}>{page}{"".join(lines)}</svg>\n'
 
 
 def cell(values: Sequence[float]) -> str:
