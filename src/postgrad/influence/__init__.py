@@ -1,0 +1,1 @@
+"""Which training data made the model say this."""
