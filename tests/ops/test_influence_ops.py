@@ -161,7 +161,9 @@ def run_chains(kind: str, step_size: float, precision: Tensor, steps: int = 400)
         elif kind == "sgld":
             z = ops.sgld_step(z, curvature * z, noise, **options)
         else:
-            z, squares = ops.rmsprop_step(z, curvature * z, noise, squares, decay=1.0, stability=1.0, **options)
+            z, squares = ops.rmsprop_step(
+                z, curvature * z, noise, squares, decay=1.0, stability=1.0, **options
+            )
         noise = following
     return z.var(0)
 
@@ -172,7 +174,9 @@ NOISE = 4 * (2 / 20_000) ** 0.5  # four standard errors of a variance, relative
 
 @pytest.mark.parametrize("precision", [[15.0, 205.0], [25.0, 150.0]])
 @pytest.mark.parametrize("step_size", [0.3, 1.5])
-def test_preconditioned_langevin_has_the_posterior_at_any_step(precision: list[float], step_size: float) -> None:
+def test_preconditioned_langevin_has_the_posterior_at_any_step(
+    precision: list[float], step_size: float
+) -> None:
     found = run_chains("langevin", step_size, torch.tensor(precision, dtype=torch.float64), steps=100)
     torch.testing.assert_close(found, EXACT, rtol=NOISE, atol=0)
 

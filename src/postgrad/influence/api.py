@@ -18,7 +18,7 @@ from postgrad.influence.config import SAMPLED, InfluenceConfig
 from postgrad.influence.ekfac import LayerBasis, find_layers, fit
 from postgrad.influence.examples import Example, Examples, Texts, make_examples
 from postgrad.influence.result import Result, diagnose, find_problems, from_draws
-from postgrad.influence.sampler import Basis, Draws, Posterior, sample
+from postgrad.influence.sampler import Basis, Draws, Posterior, choose_beta, sample
 from postgrad.influence.weights import Named, PlainBasis, borrowed, choose_parameters
 
 Log = Callable[[int, Mapping[str, Any]], None]
@@ -90,7 +90,9 @@ def answer(model: Model, prompt: str, max_tokens: int) -> Example:
         )
     text = decode_completion(model.tokenizer, found[0, ids.shape[1] :].tolist())
     if not text.strip():
-        raise TrainingError(f"The model answers nothing to {prompt[:60]!r}. Give the answer yourself, with --query.")
+        raise TrainingError(
+            f"The model answers nothing to {prompt[:60]!r}. Give the answer yourself, with --query."
+        )
     return Example("answer", text, prompt)
 
 
@@ -103,7 +105,9 @@ def _examples(
     for given, role in ((train, "training"), (queries, "query")):
         if not isinstance(given, Sequence) or isinstance(given, str):
             if isinstance(given, str) or not hasattr(given, "losses"):
-                raise ConfigError(f"The {role} examples are a list of texts or rows, or Examples (received {given!r:.60}).")
+                raise ConfigError(
+                    f"The {role} examples are a list of texts or rows, or Examples (received {given!r:.60})."
+                )
             found.append(given)
             continue
         if not isinstance(model, Model):
@@ -113,7 +117,9 @@ def _examples(
         if merged := len(given) - len(examples):
             notes.append(f"{merged} {role} examples were the same as another one and merged into it")
         if texts.num_cut:
-            notes.append(f"{texts.num_cut} {role} examples were cut to {config.max_tokens} tokens or the model's context")
+            notes.append(
+                f"{texts.num_cut} {role} examples were cut to {config.max_tokens} tokens or the model's context"
+            )
         found.append(texts)
     return found[0], found[1], notes
 
@@ -145,8 +151,10 @@ def _attribute(
         generator = torch.Generator(basis.device).manual_seed(config.seed + _FACTOR_SEED)
         fit(basis, parameters, train, config.batch_size, generator)
     if isinstance(basis, LayerBasis) and config.method in ("ekfac", "gradient"):
-        num_tempered = config.beta * float(train.weights.sum())
-        precision = basis.precision(num_tempered, config.damping * num_tempered) if config.method == "ekfac" else None
+        num_tempered = choose_beta(parameters, train, config) * float(train.weights.sum())
+        precision = (
+            basis.precision(num_tempered, config.damping * num_tempered) if config.method == "ekfac" else None
+        )
         return Result(gradient_scores(basis, parameters, train, queries, config.batch_size, precision))
     return _sampled(parameters, train, queries, basis, at_centre, config, log)
 
@@ -190,8 +198,11 @@ def _sampled(
         curvature = posterior.largest_curvature(generator)
         step /= curvature
         metrics["sampler/curvature"] = curvature
+    elif config.method == "rmsprop":
+        step /= posterior.beta
     if config.method != "laplace":
         metrics["sampler/step_size"] = step
+    metrics["sampler/beta"] = posterior.beta
     metrics["sampler/num_weights"] = float(basis.size)
     progress = _progress(log, train.weights, metrics)
     draws = sample(posterior, queries, step, progress)
@@ -221,7 +232,9 @@ def _agreement(
     return float(ops.spearman(scores, halved).median())
 
 
-def _progress(log: Log | None, weights: Tensor, first: Mapping[str, float]) -> Callable[[int, Tensor], None] | None:
+def _progress(
+    log: Log | None, weights: Tensor, first: Mapping[str, float]
+) -> Callable[[int, Tensor], None] | None:
     if log is None:
         return None
     count = 0

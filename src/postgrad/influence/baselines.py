@@ -40,7 +40,9 @@ def gradient_scores(
         held = held if precision is None else held / precision
         for batch, gradients in example_gradients(basis, parameters, train, batch_size):
             columns = torch.tensor(batch, device=basis.device)
-            scores[torch.tensor(indices, device=basis.device)[:, None], columns] = held @ basis.flatten(gradients).T
+            scores[torch.tensor(indices, device=basis.device)[:, None], columns] = (
+                held @ basis.flatten(gradients).T
+            )
         rows.clear()
 
     for batch, gradients in example_gradients(basis, parameters, queries, min(batch_size, part)):

@@ -21,19 +21,24 @@ class InfluenceConfig(Config):
     same factors; or a baseline without draws: `ekfac`, `gradient` (dot products), `bm25` (words alone)."""
     damping: float = Field(default=0.1, gt=0)
     """λ = γ/(nβ): how strongly draws are held to the weights, in units of the curvature of the mean loss."""
-    beta: float = Field(default=1.0, gt=0)
-    """β, inverse temperature; nβ multiplies the mean loss. Smaller draws wander farther."""
+    beta: float | None = Field(default=None, gt=0)
+    """β, inverse temperature; nβ multiplies the mean loss. None = such that draws stay within `radius`."""
+    radius: float = Field(default=0.1, gt=0)
+    """Without beta: how far draws may be from the weights, as a share of their norm, where the data hold nothing. To leading
+    order β scales all scores alike; far away the losses are no longer those of this model."""
     chains: int = Field(default=4, ge=1)
     """C, independent chains; standard errors need two, and are better with more."""
     draws: int = Field(default=200, ge=4)
     """Draws that are kept of each chain."""
-    burn_in: int = Field(default=20, ge=0)
+    burn_in: int = Field(default=100, ge=0)
     """Steps before the first draw."""
-    thin: int = Field(default=1, ge=1)
+    thin: int = Field(default=5, ge=1)
     """Steps from draw to draw."""
     step_size: float | None = Field(default=None, gt=0)
-    """Step in units of the largest stable curvature (4 is the limit); of `rmsprop` ε itself. None = 0.5 (langevin), 1 (sgld),
-    1e-4 (rmsprop)."""
+    """Step in units of the largest stable curvature (4 is the limit); of `rmsprop` βε. None = 1, or 1e-4
+    (rmsprop)."""
+    rmsprop_stability: float = Field(default=0.1, gt=0)
+    """ε_r of `rmsprop`: weights without a gradient move by at most 1/ε_r times the step."""
     parameters: str = ""
     """Regular expression that the names of the sampled weights contain. Empty = the linear layers inside the model, without
     the output head."""
@@ -63,4 +68,4 @@ class InfluenceConfig(Config):
         """`step_size`, or the method's default."""
         if self.step_size is not None:
             return self.step_size
-        return {"langevin": 0.5, "rmsprop": 1e-4}.get(self.method, 1.0)
+        return 1e-4 if self.method == "rmsprop" else 1.0

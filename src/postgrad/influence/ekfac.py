@@ -141,7 +141,8 @@ class Recorder:
     def recording(self) -> Generator[None]:
         """While this is open, passes are recorded."""
         hooks = [
-            layer.module.register_forward_hook(self._hook(number)) for number, layer in enumerate(self._layers)
+            layer.module.register_forward_hook(self._hook(number))
+            for number, layer in enumerate(self._layers)
         ]
         try:
             yield
@@ -155,7 +156,7 @@ class Recorder:
         calls, self._calls = self._calls, [[] for _ in self._layers]
         return calls
 
-    def _hook(self, number: int):  # noqa: ANN202
+    def _hook(self, number: int):
         layer = self._layers[number]
 
         def forward(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -198,7 +199,9 @@ def fit(
                     outputs[number] = g.T @ g if before_g is None else before_g + g.T @ g
     for layer, read, gradient in zip(basis.layers, inputs, outputs, strict=True):
         if read is None or gradient is None:
-            raise ConfigError("A chosen linear layer takes no part in the loss. Narrow parameters to those that do.")
+            raise ConfigError(
+                "A chosen linear layer takes no part in the loss. Narrow parameters to those that do."
+            )
         layer.input_axes, layer.output_axes = _axes(read), _axes(gradient)
     squares: list[Tensor] = [torch.zeros(())] * len(basis.layers)
     for batch, gradients in example_gradients(basis, parameters, train, batch_size, generator):
@@ -221,7 +224,9 @@ def example_gradients(
     recorder = Recorder(basis.layers)
     with recorder.recording():
         for batch in examples.batches(batch_size):
-            losses = examples.losses(batch) if generator is None else examples.sampled_losses(batch, generator)
+            losses = (
+                examples.losses(batch) if generator is None else examples.sampled_losses(batch, generator)
+            )
             calls = recorder.take(losses, parameters)
             found: list[Tensor] = []
             for layer, parts in zip(basis.layers, calls, strict=True):

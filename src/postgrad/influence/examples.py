@@ -90,7 +90,9 @@ def _example(row: Any, place: str) -> Example:
     if isinstance(row, str):
         row = {"text": row}
     if not isinstance(row, dict):
-        raise DataError(f'{place} is no text and no row such as {{"text": "…"}} (received {str(row)[:60]!r}).')
+        raise DataError(
+            f'{place} is no text and no row such as {{"text": "…"}} (received {str(row)[:60]!r}).'
+        )
     data = cast("dict[str, Any]", row)
     prompt = data.get("prompt")
     field = "text" if prompt is None else "completion"
@@ -158,13 +160,17 @@ class Texts:
 
     def _encode(self, one: Example, limit: int) -> None:
         model = self._model
-        ids = [int(token) for token in cast("Any", model.tokenizer)(one.completion, verbose=False)["input_ids"]]
+        ids = [
+            int(token) for token in cast("Any", model.tokenizer)(one.completion, verbose=False)["input_ids"]
+        ]
         stop = model.tokenizer.eos_token_id
         if isinstance(stop, int) and (not ids or ids[-1] != stop):
             ids.append(stop)
         start = 1
         if one.prompt is not None:
-            before = [int(token) for token in encode_prompt(model.tokenizer, Prompt(id=one.id, text=one.prompt))]
+            before = [
+                int(token) for token in encode_prompt(model.tokenizer, Prompt(id=one.id, text=one.prompt))
+            ]
             start, ids = len(before), before + ids
         self.num_cut += len(ids) > limit
         ids = ids[:limit]

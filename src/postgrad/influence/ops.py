@@ -59,9 +59,7 @@ def covariance(found: Moments) -> Float[Tensor, "A B"]:
     return found.cross / (found.count - 1) if found.count > 1 else torch.full_like(found.cross, torch.nan)
 
 
-def chain_covariances(
-    query: Float[Tensor, "C S Q"], train: Float[Tensor, "C S N"]
-) -> Float[Tensor, "C Q N"]:
+def chain_covariances(query: Float[Tensor, "C S Q"], train: Float[Tensor, "C S N"]) -> Float[Tensor, "C Q N"]:
     """Cov(ℓ_j, ℓ_i) within each chain, denominator S − 1; each chain is centred by its own mean, because a pooled mean turns
     chains that have not mixed into spurious covariance.
 
@@ -102,9 +100,7 @@ def correlation(query: Float[Tensor, "C S Q"], train: Float[Tensor, "C S N"]) ->
     return torch.where(scale > 0, found.clamp(-1, 1), 0.0)  # rounding can leave the interval
 
 
-def sum_tokens(
-    token_scores: Float[Tensor, "T N"], num_tokens: Int[Tensor, " Q"]
-) -> Float[Tensor, "Q N"]:
+def sum_tokens(token_scores: Float[Tensor, "T N"], num_tokens: Int[Tensor, " Q"]) -> Float[Tensor, "Q N"]:
     """Scores of sequences from those of their tokens. The covariance is linear: a sequence's loss being the sum of its tokens'
     losses, so is its score.
 
@@ -189,6 +185,15 @@ def local_learning_coefficient(
     return num_tempered * (mean_loss - loss_at_centre)
 
 
+def local_beta(num_weights: int, num_examples: float, damping: float, distance: float) -> float:
+    """β for which the weights that the data leave free are `distance` from w*, root mean square: D/γ = distance², γ = λ·n·β.
+
+    >>> local_beta(100, 50, 0.5, 2.0)  # 100/(.5·50·2²)
+    1.0
+    """
+    return num_weights / (damping * num_examples * distance**2)
+
+
 # -- ranks -----------------------------------------------------------------------------------------------------------
 
 
@@ -271,8 +276,8 @@ def rmsprop_step(
     step_size: float,
     num_tempered: float,
     localization: float,
+    stability: float,
     decay: float = 0.99,
-    stability: float = 1e-8,
 ) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
     """RMSprop-SGLD: V ← αV + (1 − α)g², G = 1/(√V + ε_r); drift × G, noise × √G (Li et al., 1512.07666, without its Γ).
 

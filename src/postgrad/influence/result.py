@@ -15,7 +15,7 @@ from postgrad.influence.sampler import Draws
 
 
 class Ranked(NamedTuple):
-    """A training example in a ranking: `index` into the training examples; `error` is the score's standard error, NaN if unknown."""
+    """A training example in a ranking: its `index` among them; `error` is the score's standard error, NaN if unknown."""
 
     index: int
     id: str
@@ -27,8 +27,8 @@ class Ranked(NamedTuple):
 
 @dataclass
 class Result:
-    """Influence of training examples on queries. **score = +Cov(ℓ_train, ℓ_query): positive = proponent, lowers the query's loss**
-    (the paper's BIF is its negative).
+    """Influence of training examples on queries. **score = +Cov(ℓ_train, ℓ_query): a positive one is a proponent, it
+    lowers the query's loss** (the paper's BIF is its negative).
 
     Attributes:
         scores: [Q, N].
@@ -73,7 +73,9 @@ class Result:
             raise SamplingError(withheld(self.problems))
         row = self.scores[query]
         order = row.argsort(descending=descending, stable=True)[:count].tolist()
-        return [self._entry(query, index) for index in order if (row[index] > 0) == descending or row[index] == 0]
+        return [
+            self._entry(query, index) for index in order if (row[index] > 0) == descending or row[index] == 0
+        ]
 
     def _entry(self, query: int, index: int) -> Ranked:
         name, text = self.train[index] if self.train else (str(index), "")
@@ -84,7 +86,9 @@ class Result:
 
 def withheld(problems: list[str]) -> str:
     """The message in place of a ranking."""
-    return "\n".join(["Rankings are withheld, because the draws cannot be trusted:", *(f"  {p}" for p in problems)])
+    return "\n".join(
+        ["Rankings are withheld, because the draws cannot be trusted:", *(f"  {p}" for p in problems)]
+    )
 
 
 def from_draws(draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -132,8 +136,18 @@ def find_problems(diagnostics: dict[str, float], config: InfluenceConfig) -> lis
         ("r_hat", config.max_r_hat, True, f"the chains have not mixed: {slow}"),
         ("ess", config.min_ess, False, "raise draws, thin or chains"),
         ("drift", config.max_drift, True, f"losses still rise or fall with time: {slow}"),
-        ("stability", config.min_agreement, False, "two halves of the chains rank differently: raise draws or chains"),
-        ("agreement", config.min_agreement, False, "half the step ranks differently: lower step_size, raise draws"),
+        (
+            "stability",
+            config.min_agreement,
+            False,
+            "two halves of the chains rank differently: raise draws or chains",
+        ),
+        (
+            "agreement",
+            config.min_agreement,
+            False,
+            "half the step ranks differently: lower step_size, raise draws",
+        ),
     )
     found: list[str] = []
     for name, limit, above, advice in rules:

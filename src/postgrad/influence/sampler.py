@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from postgrad.core.errors import SamplingError
 from postgrad.influence.config import InfluenceConfig
 from postgrad.influence.examples import Examples
-from postgrad.influence.ops import langevin_step, rmsprop_step, sgld_step
+from postgrad.influence.ops import langevin_step, local_beta, rmsprop_step, sgld_step
 
 _CURVATURE_STEPS = 20
 _CURVATURE_EXAMPLES = 512
@@ -52,7 +52,8 @@ class Posterior:
         self, parameters: Sequence[nn.Parameter], train: Examples, basis: Basis, config: InfluenceConfig
     ) -> None:
         self.train, self.basis, self.config = train, basis, config
-        self.num_tempered = config.beta * float(train.weights.sum())
+        self.beta = choose_beta(parameters, train, config)
+        self.num_tempered = self.beta * float(train.weights.sum())
         self.localization = config.damping * self.num_tempered
         self.precision = basis.precision(self.num_tempered, self.localization)
         self._parameters = list(parameters)
@@ -134,6 +135,17 @@ class Posterior:
 
     def _gradient(self, value: Tensor) -> list[Tensor]:
         return list(torch.autograd.grad(value, self._parameters, materialize_grads=True, allow_unused=True))
+
+
+def choose_beta(parameters: Sequence[nn.Parameter], train: Examples, config: InfluenceConfig) -> float:
+    """`beta`, or the one that keeps draws within `radius` of the weights. Raises SamplingError where the weights are all 0."""
+    if config.beta is not None:
+        return config.beta
+    norm = float(torch.stack([parameter.detach().square().sum() for parameter in parameters]).sum().sqrt())
+    if norm == 0:
+        raise SamplingError("The chosen weights are all 0, so that radius has no meaning. Give beta.")
+    size = sum(parameter.numel() for parameter in parameters)
+    return local_beta(size, float(train.weights.sum()), config.damping, config.radius * norm)
 
 
 @contextlib.contextmanager
@@ -259,7 +271,12 @@ class Chain:
             self._displacement = sgld_step(self._displacement, gradient, noise, **options)
         else:
             self._displacement, self._squares = rmsprop_step(
-                self._displacement, gradient, noise, self._squares, **options
+                self._displacement,
+                gradient,
+                noise,
+                self._squares,
+                stability=self._config.rmsprop_stability,
+                **options,
             )
 
     def _record(self, train: Tensor) -> None:

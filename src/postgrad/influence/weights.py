@@ -25,7 +25,9 @@ def choose_parameters(module: nn.Module, pattern: str) -> Named:
     Raises:
         ConfigError: not a regular expression, or nothing found.
     """
-    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.is_floating_point()]
+    named = [
+        (name, parameter) for name, parameter in module.named_parameters() if parameter.is_floating_point()
+    ]
     if not pattern:
         get_head = getattr(module, "get_output_embeddings", None)
         head = get_head() if callable(get_head) else None

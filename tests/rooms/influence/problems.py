@@ -48,7 +48,9 @@ class Labels(Regression):
         return F.cross_entropy(logits, drawn, reduction="none")
 
 
-def regression(num_train: int = 12, num_queries: int = 3, width: int = 4) -> tuple[nn.Linear, Regression, Regression]:
+def regression(
+    num_train: int = 12, num_queries: int = 3, width: int = 4
+) -> tuple[nn.Linear, Regression, Regression]:
     """A layer at the least-squares solution, with training and query points of uneven scale."""
     generator = torch.Generator().manual_seed(0)
     scale = torch.tensor([2.0, 1.0, 0.5, 0.1])[:width]

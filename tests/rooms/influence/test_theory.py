@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.rooms.influence.problems import Labels, Regression, regression
 from torch import Tensor, nn
 
 from postgrad.core.errors import ConfigError, SamplingError
@@ -15,7 +16,6 @@ from postgrad.influence.config import InfluenceConfig
 from postgrad.influence.ekfac import LayerBasis, example_gradients, find_layers, fit
 from postgrad.influence.sampler import Chain, Posterior
 from postgrad.influence.weights import PlainBasis, borrowed, choose_parameters
-from tests.rooms.influence.problems import Labels, Regression, regression
 
 LAMBDA = 0.3
 
@@ -36,7 +36,8 @@ def exact_covariance(train: Regression, queries: Regression, module: nn.Linear, 
 @pytest.fixture(scope="module")
 def sampled() -> tuple[Any, Any, Any, Any]:
     module, train, queries = regression()
-    options = {"method": "langevin", "chains": 16, "draws": 150, "step_size": 1.5, "check_step": False}
+    options = {"method": "langevin", "chains": 16, "draws": 150, "step_size": 1.5, "beta": 1.0, "burn_in": 20}
+    options |= {"thin": 1, "check_step": False}
     return module, train, queries, run(module, train, queries, damping=LAMBDA, **options)
 
 
@@ -78,7 +79,9 @@ def test_ekfac_is_the_exact_damped_influence_of_a_linear_model() -> None:
     damped = torch.linalg.inv(x.T @ x / len(x) + LAMBDA * torch.eye(x.shape[1]))
     g_train = (x @ mean - y)[:, None] * x
     g_query = (queries.x.double() @ mean - queries.y.double())[:, None] * queries.x.double()
-    expected = g_query @ damped @ g_train.T / (2.0 * len(x))  # the room's unit: covariance, 1/(nβ) of influence
+    expected = (
+        g_query @ damped @ g_train.T / (2.0 * len(x))
+    )  # the room's unit: covariance, 1/(nβ) of influence
     torch.testing.assert_close(result.scores.double(), expected, rtol=1e-4, atol=1e-6)
 
 
@@ -88,21 +91,21 @@ def test_small_temperature_leaves_the_leading_order_alone() -> None:
     full = exact_covariance(train, queries, module, LAMBDA)
     gap = [
         (leading * 1e4 - full).abs().max(),
-        (run(module, train, queries, method="ekfac", damping=LAMBDA).scores - leading * 1e4).abs().max(),
+        (run(module, train, queries, method="ekfac", damping=LAMBDA, beta=1.0).scores - leading * 1e4)
+        .abs()
+        .max(),
     ]
     assert gap[1] < 1e-4 < gap[0]  # EK-FAC scales by 1/β exactly; the covariance has more terms
 
 
 def test_largest_curvature_is_that_of_the_hessian() -> None:
     module, train, _ = regression()
-    config = InfluenceConfig(damping=LAMBDA)
+    config = InfluenceConfig(damping=LAMBDA, beta=1.0)
     with borrowed(module, choose_parameters(module, "")) as parameters:
         posterior = Posterior(parameters, train, PlainBasis(parameters), config)
         found = posterior.largest_curvature(torch.Generator().manual_seed(0))
     x = train.x
-    assert found == pytest.approx(
-        float(torch.linalg.eigvalsh(x.T @ x).max()) + LAMBDA * len(x), rel=1e-3
-    )
+    assert found == pytest.approx(float(torch.linalg.eigvalsh(x.T @ x).max()) + LAMBDA * len(x), rel=1e-3)
 
 
 # -- a classifier ----------------------------------------------------------------------------------------------------
@@ -176,7 +179,9 @@ def test_the_axes_are_a_rotation_of_the_weights(make: Any) -> None:
         flat = basis.to_flat(tensors)
         for back, tensor in zip(basis.from_flat(flat), tensors, strict=True):
             torch.testing.assert_close(back, tensor, rtol=1e-4, atol=1e-5)
-        assert flat.square().sum().item() == pytest.approx(sum(t.square().sum().item() for t in tensors), rel=1e-4)
+        assert flat.square().sum().item() == pytest.approx(
+            sum(t.square().sum().item() for t in tensors), rel=1e-4
+        )
 
 
 def test_a_mislabelled_example_is_an_opponent() -> None:
@@ -190,17 +195,19 @@ def test_a_mislabelled_example_is_an_opponent() -> None:
         train.losses(range(16)).mean().backward()
         optimizer.step()
     for method in ("langevin", "laplace", "ekfac"):
-        scores = run(module, train, queries, method=method, chains=4, draws=80, check_step=False).scores[0]
+        scores = run(module, train, queries, method=method, thin=2, draws=60, check_step=False).scores[0]
         assert scores.argmin() == 1, method
         assert scores[0] > 0, method
 
 
 # -- chains ----------------------------------------------------------------------------------------------------------
 
-QUICK = {"chains": 2, "draws": 20, "burn_in": 3, "check_step": False}
+QUICK = {"chains": 2, "draws": 20, "burn_in": 3, "thin": 1, "check_step": False}
 
 
-@pytest.mark.parametrize("options", [{}, {"method": "sgld"}, {"method": "rmsprop", "gradient_examples": 4}, {"method": "laplace"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"method": "sgld"}, {"method": "rmsprop", "gradient_examples": 4}, {"method": "laplace"}]
+)
 def test_the_same_seed_gives_the_same_scores_and_another_does_not(options: dict[str, Any]) -> None:
     module, train, queries = regression()
     first, again = (run(module, train, queries, **QUICK, **options) for _ in range(2))
@@ -231,7 +238,7 @@ def test_a_chain_goes_on_where_it_was(method: Any) -> None:
 def test_gradients_of_parts_average_to_the_whole() -> None:
     module, train, _ = regression()
     train.weights = torch.arange(1.0, 13.0)
-    config = InfluenceConfig(gradient_examples=4, batch_size=3)
+    config = InfluenceConfig(gradient_examples=4, batch_size=3, beta=1.0)
     with borrowed(module, choose_parameters(module, "")) as parameters:
         posterior = Posterior(parameters, train, PlainBasis(parameters), config)
         losses, gradient = posterior.losses_and_gradient()
@@ -246,7 +253,8 @@ def test_a_chain_that_is_on_its_way_is_not_ranked() -> None:
     module, train, queries = regression()
     with torch.no_grad():
         module.weight.add_(3.0)  # no minimum: losses fall for as long as it runs
-    options = {"method": "sgld", "damping": 1e-4, "step_size": 0.002, "draws": 60, "chains": 2, "check_step": False}
+    options = {"method": "sgld", "damping": 1e-4, "step_size": 0.002, "draws": 60, "chains": 2}
+    options |= {"thin": 1, "burn_in": 0, "beta": 1.0, "check_step": False}
     result = run(module, train, queries, **options)
     assert result.diagnostics["diagnostics/drift"] > 0.8
     assert any("drift" in problem and "raise burn_in" in problem for problem in result.problems)
@@ -273,7 +281,9 @@ def test_everything_is_as_it_was(dtype: torch.dtype, fails: bool) -> None:
     before = {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in module.state_dict().items()}
     if fails:
         train.y[0] = 7  # a label that does not exist, after the weights were borrowed
-        train.losses = lambda indices: F.nll_loss(torch.zeros(len(indices), 3), train.y[indices], reduction="none")  # type: ignore
+        train.losses = lambda indices: F.nll_loss(
+            torch.zeros(len(indices), 3), train.y[indices], reduction="none"
+        )  # type: ignore
         with pytest.raises(IndexError):
             run(module, train, queries, **QUICK)
     else:
