@@ -12,7 +12,7 @@ Shapes: C chains, S draws, Q queries, N training examples, K series, T tokens, M
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,9 +22,9 @@ from torch import Tensor
 
 
 class Moments(NamedTuple):
-    """Running cross moments of two vectors over draws: count, both means, Σ (left − mean)(right − mean)ᵀ [A, B]."""
+    """Running cross moments of two vectors over draws: how many, both means, Σ (left − mean)(right − mean)ᵀ [A, B]."""
 
-    count: int
+    num_draws: int
     left: Tensor
     right: Tensor
     cross: Tensor
@@ -47,16 +47,22 @@ def merge_moments(first: Moments, second: Moments) -> Moments:
     >>> merge_moments(one, two).cross.item()
     4.0
     """
-    count = first.count + second.count
+    count = first.num_draws + second.num_draws
     left, right = second.left - first.left, second.right - first.right
-    cross = first.cross + second.cross + torch.outer(left, right) * (first.count * second.count / count)
-    share = second.count / count
+    cross = (
+        first.cross + second.cross + torch.outer(left, right) * (first.num_draws * second.num_draws / count)
+    )
+    share = second.num_draws / count
     return Moments(count, first.left + left * share, first.right + right * share, cross)
 
 
 def covariance(found: Moments) -> Float[Tensor, "A B"]:
     """Unbiased covariance, Σ(…)/(S − 1). With one draw it is 0/0 = NaN."""
-    return found.cross / (found.count - 1) if found.count > 1 else torch.full_like(found.cross, torch.nan)
+    return (
+        found.cross / (found.num_draws - 1)
+        if found.num_draws > 1
+        else torch.full_like(found.cross, torch.nan)
+    )
 
 
 def chain_covariances(query: Float[Tensor, "C S Q"], train: Float[Tensor, "C S N"]) -> Float[Tensor, "C Q N"]:
@@ -138,8 +144,10 @@ def effective_sample_size(draws: Float[Tensor, "C S K"]) -> Float[Tensor, " K"]:
     """
     chains, steps, _ = draws.shape
     centred = draws - draws.mean(1, keepdim=True)
-    spectrum = torch.fft.rfft(centred, n=2 * steps, dim=1)
-    auto = torch.fft.irfft(spectrum.abs().square(), n=2 * steps, dim=1)[:, :steps].mean(0)
+    fourier = cast("Any", torch.fft)  # not typed
+    spectrum = cast("Tensor", fourier.rfft(centred, n=2 * steps, dim=1))
+    whole = cast("Tensor", fourier.irfft(spectrum.abs().square(), n=2 * steps, dim=1))
+    auto = whole[:, :steps].mean(0)
     rho = auto / auto[0].clamp(min=torch.finfo(auto.dtype).tiny)
     even = steps - steps % 2
     pairs = rho[:even].reshape(even // 2, 2, -1).sum(1)

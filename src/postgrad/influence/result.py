@@ -15,9 +15,9 @@ from postgrad.influence.sampler import Draws
 
 
 class Ranked(NamedTuple):
-    """A training example in a ranking: its `index` among them; `error` is the score's standard error, NaN if unknown."""
+    """A training example in a ranking: its `number` among them; `error` is the score's standard error, NaN if unknown."""
 
-    index: int
+    number: int
     id: str
     text: str
     score: float

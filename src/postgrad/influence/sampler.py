@@ -83,7 +83,7 @@ class Posterior:
             losses = self.train.losses(batch)
             found[batch] = losses.detach().float()
             part = self._gradient((losses * self.train.weights[batch]).sum())
-            total = part if total is None else torch._foreach_add(total, part)
+            total = _add(total, part)
         return found, self.basis.to_flat(total or []) / self.train.weights.sum()
 
     def sampled_gradient(self, generator: torch.Generator) -> Tensor:
@@ -94,7 +94,7 @@ class Posterior:
         for start in range(0, len(indices), self.config.batch_size):
             batch = indices[start : start + self.config.batch_size]
             part = self._gradient((self.train.losses(batch) * self.train.weights[batch]).sum())
-            total = part if total is None else torch._foreach_add(total, part)
+            total = _add(total, part)
         scale = len(self.train) / len(indices) / self.train.weights.sum()
         return self.basis.to_flat(total or []) * scale
 
@@ -129,7 +129,7 @@ class Posterior:
                 )
                 along = torch.stack([(g * v).sum() for g, v in zip(first, direction, strict=True)]).sum()
                 part = self._gradient(along)
-            total = part if total is None else torch._foreach_add(total, part)
+            total = _add(total, part)
             count += float(weights.sum())
         return self.basis.to_flat(total or []) / count
 
@@ -153,6 +153,10 @@ def _twice_differentiable() -> Generator[None]:
     """Attention by plain matrix products: the fused kernels have no second derivative."""
     with sdpa_kernel(SDPBackend.MATH):
         yield
+
+
+def _add(total: list[Tensor] | None, part: list[Tensor]) -> list[Tensor]:
+    return part if total is None else [a.add_(b) for a, b in zip(total, part, strict=True)]
 
 
 def _unit(vector: Tensor) -> Tensor:
