@@ -16,14 +16,27 @@ from typing import TYPE_CHECKING, Any
 from postgrad._version import __version__
 
 if TYPE_CHECKING:
-    from postgrad import mara, memory, rl, scaling, tasks
+    from postgrad import influence, mara, memory, rl, scaling, tasks
     from postgrad.core.errors import PostgradError
     from postgrad.core.models import Model, load
     from postgrad.core.run import Run
 
-__all__ = ["Model", "PostgradError", "Run", "__version__", "load", "mara", "memory", "rl", "scaling", "tasks"]
+__all__ = [
+    "Model",
+    "PostgradError",
+    "Run",
+    "__version__",
+    "influence",
+    "load",
+    "mara",
+    "memory",
+    "rl",
+    "scaling",
+    "tasks",
+]
 
 _MODULES = {
+    "influence": "postgrad.influence",
     "mara": "postgrad.mara",
     "memory": "postgrad.memory",
     "rl": "postgrad.rl",

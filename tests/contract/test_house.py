@@ -15,6 +15,7 @@ import postgrad
 from postgrad.core.config import Config, resolve, validate, walk_fields
 from postgrad.core.errors import ConfigError
 from postgrad.core.recipes import shipped_recipes
+from postgrad.influence.config import InfluenceConfig
 from postgrad.mara.config import ExplainConfig, MeasureConfig
 from postgrad.rl import RLConfig
 from postgrad.scaling import ScalingConfig
@@ -23,6 +24,7 @@ FACES = [
     "postgrad",
     "postgrad.core.models",
     "postgrad.engines",
+    "postgrad.influence",
     "postgrad.mara",
     "postgrad.rl",
     "postgrad.scaling",
@@ -31,7 +33,7 @@ FACES = [
 MODULES = sorted(
     m.name for m in pkgutil.walk_packages(postgrad.__path__, "postgrad.") if "__main__" not in m.name
 )
-CONFIGS: list[type[Config]] = [ExplainConfig, MeasureConfig, RLConfig, ScalingConfig]
+CONFIGS: list[type[Config]] = [ExplainConfig, InfluenceConfig, MeasureConfig, RLConfig, ScalingConfig]
 
 
 @pytest.mark.parametrize("name", FACES)

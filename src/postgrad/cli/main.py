@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from postgrad._version import __version__
+from postgrad.cli.influence import influence
 from postgrad.cli.mara import mara
 from postgrad.cli.memory import memory
 from postgrad.cli.options import check_overrides, split_words
@@ -79,6 +80,7 @@ def cli(debug: bool) -> None:
     del debug  # taken out of the words by `main`
 
 
+cli.add_command(influence)
 cli.add_command(mara)
 cli.add_command(memory)
 cli.add_command(scaling)

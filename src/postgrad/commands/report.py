@@ -19,6 +19,7 @@ _WRITERS = {
     "scaling.backtest": "scaling_backtest",
     "mara.explain": "mara_explain",
     "mara.measure": "mara_measure",
+    "influence.run": "influence_show",
     "memory.learn": "memory_learn",
     "memory.compare": "memory_compare",
 }

@@ -8,6 +8,7 @@
     ├── EngineError        generation cannot go on
     ├── RunError           a run directory that is used, locked, damaged or full
     ├── TrainingError      the optimisation cannot go on (all samples failed, non-finite loss)
+    ├── SamplingError      draws from a posterior that cannot be had, or not be trusted
     └── MissingExtraError  an optional dependency; the message has the install command
 
 A message says what is wrong, the value received, what is valid, and the next step. A bad *sample* is data
@@ -50,6 +51,10 @@ class RunError(PostgradError):
 
 class TrainingError(PostgradError):
     """Training cannot go on."""
+
+
+class SamplingError(PostgradError):
+    """A chain that diverged, or draws whose diagnostics fail."""
 
 
 class MissingExtraError(PostgradError):

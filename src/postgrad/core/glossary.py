@@ -136,6 +136,22 @@ GLOSSARY: dict[str, str] = {
     "diversity/*/internal_diversity": "IntDiv1, 1 − mean Tanimoto similarity of the counted molecules, {0} (0 to 1).",
     "diversity/*/circles": "#Circles, counted molecules that are far from all counted before, {0} (molecules).",
     "diversity/*/vendi": "Vendi score, the effective number of different molecules, {0} (molecules).",
+    "chain/number": "Which chain the draw is of (from 0).",
+    "chain/loss": "Mean training loss at the draw (nats per example).",
+    "sampler/curvature": "Largest eigenvalue of nβH + γ after preconditioning; 1 = it fits (no unit; sgld: as nβH).",
+    "sampler/step_size": "ε, the step of the chains (no unit; sgld: one by the unit of the curvature).",
+    "sampler/beta": "β, the inverse temperature (no unit).",
+    "sampler/num_weights": "Weights that are sampled (weights).",
+    "diagnostics/r_hat": "Split R̂, worst over the mean training loss and the queries' losses; 1 = chains have mixed (no unit).",
+    "diagnostics/ess": "Effective number of draws, all chains together, worst over the same losses (draws).",
+    "diagnostics/drift": "Correlation of a loss with time, worst over the same losses; 0 = none (0 to 1).",
+    "diagnostics/common_mode": "Share of the variance of all training losses that their mean explains; near 1 scores cannot tell "
+    "examples apart (0 to 1).",
+    "diagnostics/llc": "Local learning coefficient nβ(E[L] − L(w*)); below 0 the weights are no minimum (no unit).",
+    "diagnostics/distance": "Mean distance of draws from the weights (unit of the weights).",
+    "diagnostics/stability": "Rank correlation of the scores by two halves of the chains, median over queries (-1 to 1).",
+    "diagnostics/agreement": "Rank correlation with the scores at half the step, median over queries (-1 to 1).",
+    "time/attribute_s": "Wall time of the whole attribution (s).",
     "nonfinite/count": "Metrics of this line that were NaN or infinite and are written as null (values).",
 }
 """Metric key → one sentence. `*` stands for one part or several; `{0}` in the sentence is what it matched."""

@@ -1,0 +1,131 @@
+"""`postgrad influence show`, and the report of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from postgrad.core.console import print_rows
+from postgrad.core.errors import RunError, SamplingError
+from postgrad.core.figures import Figure, Headline, Line, format_number
+from postgrad.core.glossary import explain
+from postgrad.core.report import Table, write_report
+from postgrad.core.run import Run
+
+RESULT_FILE = "result.json"
+_HEADER = ("", "score", "± error", "correlation", "training example")
+_SIGN = "Positive scores are proponents: more of the example lowers the query's loss. Negative ones are opponents."
+
+
+def main(path: Path, count: int, anyway: bool, json_output: bool) -> int:
+    """Prints the rankings of a run; see `postgrad influence show --help`."""
+    record = _read(Run.open(path))
+    if json_output:
+        print(json.dumps(record, indent=2, ensure_ascii=False))
+        return 0
+    show_record(record, count, anyway=anyway)
+    if record["problems"] and not anyway:
+        raise SamplingError(f"{record['withheld']}\n  --anyway shows them all the same.")
+    return 0
+
+
+def show_record(record: Mapping[str, Any], count: int, *, anyway: bool = False) -> None:
+    """Diagnostics, then each query's proponents and opponents, unless they are withheld."""
+    print_rows(
+        ("", "value", "meaning"),
+        [(key, format_number(value), explain(key)) for key, value in record["diagnostics"].items()],
+    )
+    for note in record["notes"]:
+        print(f"note: {note}")
+    if record["problems"] and not anyway:
+        return
+    for query in record["queries"]:
+        print(f"\n{query['id']}: {_short(query['text'], 100)}")
+        print_rows(_HEADER, _ranking(query, count, 60))
+    print(f"\n{_SIGN}")
+
+
+def rewrite_report(run: Run) -> Path:
+    """report.html: diagnostics, the losses of the chains, and each query's proponents and opponents or why there are none."""
+    record = _read(run)
+    diagnostics = record["diagnostics"]
+    headlines = [
+        Headline("queries × examples", f"{len(record['queries'])} × {format_number(record['num_train'])}"),
+        *(
+            Headline(label, format_number(diagnostics[key]))
+            for key, label in (("diagnostics/r_hat", "R̂"), ("diagnostics/ess", "effective draws"))
+            if diagnostics.get(key) is not None
+        ),
+    ]
+    tables = [
+        Table(
+            "Diagnostics",
+            ("", "value", "meaning"),
+            [(key, format_number(value), explain(key)) for key, value in diagnostics.items()],
+        )
+    ]
+    if not record["problems"]:
+        tables += [
+            Table(f"{query['id']}: {_short(query['text'], 300)}", _HEADER, _ranking(query, 15, 300), _SIGN)
+            for query in record["queries"]
+        ]
+    notes = [*record["notes"], *([record["withheld"]] if record["problems"] else [])]
+    return write_report(
+        run, headlines=headlines, figures=_traces(run), tables=tables, notes=notes, derived=True
+    )
+
+
+def _traces(run: Run) -> list[Figure]:
+    rows = [row for row in run.metrics() if "chain/loss" in row]
+    if not rows:
+        return []
+    chains = sorted({int(row["chain/number"]) for row in rows})[:6]
+    by_chain = {
+        chain: [row["chain/loss"] for row in rows if row["chain/number"] == chain] for chain in chains
+    }
+    length = max(map(len, by_chain.values()))
+    columns: dict[str, list[float | None]] = {"draw": [float(draw) for draw in range(length)]}
+    columns |= {f"chain {c}": [*losses, *[None] * (length - len(losses))] for c, losses in by_chain.items()}
+    lines = tuple(Line(f"chain {chain}", f"chain {chain}") for chain in chains)
+    caption = "Mean training loss at each draw. Chains that rise or fall together are still on their way."
+    return [Figure("chains", "Chains", caption, columns, "draw", lines, x_label="draw", y_label="loss")]
+
+
+def _ranking(query: Mapping[str, Any], count: int, limit: int) -> list[tuple[str, ...]]:
+    last = list(reversed(query["opponents"][:count]))
+    sides: Sequence[tuple[str, Any]] = [
+        *(("+", one) for one in query["proponents"][:count]),
+        *(("−", one) for one in last),
+    ]
+    return [
+        (
+            sign,
+            f"{one['score']:.3g}",
+            "–" if one["error"] is None else f"{one['error']:.2g}",
+            "–" if one["correlation"] is None else f"{one['correlation']:.2f}",
+            f"{one['id']}: {_short(one['text'], limit)}",
+        )
+        for sign, one in sides
+    ]
+
+
+def _short(text: str, limit: int) -> str:
+    """On one line, cut.
+
+    >>> _short("a\\nb", 10), _short("abcdef", 4)
+    ('a b', 'abc…')
+    """
+    line = " ".join(text.split())
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def _read(run: Run) -> dict[str, Any]:
+    path = run.path / RESULT_FILE
+    if not path.is_file():
+        raise RunError(
+            f"{run.path} has no {RESULT_FILE}: it is no finished run of influence (kind {run.info.get('kind')}, {run.status}). "
+            "Start it again: postgrad influence run MODEL --train DATA --query DATA --out DIR --overwrite"
+        )
+    return json.loads(path.read_text(encoding="utf-8"))

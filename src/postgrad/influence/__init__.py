@@ -1,0 +1,46 @@
+"""Which training data made the model say this: "Bayesian Influence Functions for Hessian-Free Data Attribution" (2509.26544).
+Weights are sampled around those of the model; training examples whose losses move with a query's loss influenced it.
+
+Departures from the paper:
+1. Scores are +Cov = −BIF, so that a proponent is positive.
+2. The default chains have a frozen EK-FAC preconditioner (2308.03296) and average the noise of consecutive steps (1203.5428), so
+   that their law has no step-size error where it is Gaussian; the paper's chains are `method = "sgld"` and `"rmsprop"`.
+3. The damping λ = γ/(nβ) is given, not γ; β is by default what keeps draws near the weights, and a step is in units of the
+   largest curvature, which is measured.
+4. Rankings are withheld when R̂, ESS, drift, agreement of halves or agreement with half the step fail.
+
+Start at `ops.py` (the equations), then `sampler.py`, `ekfac.py`, `examples.py` (what a loss is), `api.py` and `result.py`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from postgrad.influence.config import InfluenceConfig
+
+if TYPE_CHECKING:
+    from postgrad.influence import ops
+    from postgrad.influence.api import answer, run
+    from postgrad.influence.data import read_examples
+    from postgrad.influence.examples import Example, Examples
+    from postgrad.influence.result import Result
+
+__all__ = ["Example", "Examples", "InfluenceConfig", "Result", "answer", "ops", "read_examples", "run"]
+
+_PLACES = {
+    "Example": "examples",
+    "Examples": "examples",
+    "Result": "result",
+    "answer": "api",
+    "read_examples": "data",
+    "run": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ops":
+        return import_module("postgrad.influence.ops")
+    if name in _PLACES:
+        return getattr(import_module(f"postgrad.influence.{_PLACES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

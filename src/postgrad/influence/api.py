@@ -1,0 +1,248 @@
+"""`pg.influence.run`: from a model, training examples and queries to scores."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from postgrad.core.config import validate
+from postgrad.core.errors import ConfigError, TrainingError
+from postgrad.core.models import Model
+from postgrad.influence import ops
+from postgrad.influence.baselines import bm25, gradient_scores
+from postgrad.influence.config import SAMPLED, InfluenceConfig
+from postgrad.influence.ekfac import LayerBasis, find_layers, fit
+from postgrad.influence.examples import Example, Examples, Texts, make_examples
+from postgrad.influence.result import Result, diagnose, find_problems, from_draws
+from postgrad.influence.sampler import Basis, Draws, Posterior, choose_beta, sample
+from postgrad.influence.weights import Named, PlainBasis, borrowed, choose_parameters
+
+Log = Callable[[int, Mapping[str, Any]], None]
+_CHECK_SEED = 10_007
+_FACTOR_SEED = 20_011
+
+
+def run(
+    model: Model | nn.Module,
+    train: Sequence[Any] | Examples,
+    queries: Sequence[Any] | Examples,
+    config: InfluenceConfig | None = None,
+    *,
+    log: Log | None = None,
+    **options: Any,
+) -> Result:
+    """Which training examples lower or raise the loss of which queries.
+
+    Args:
+        model: from `pg.load`; or a module, with `Examples` that know their losses under its weights.
+        train: texts, `{"text": …}` or `{"prompt": …, "completion": …}` rows, `Example`s, or `Examples`.
+        queries: the same; what the model said, or was asked.
+        config: settings; `options` override its fields.
+        log: told (number of the draw, metrics) after every draw.
+
+    Returns:
+        Scores [Q, N] with standard errors and diagnostics. The model's weights are what they were, bit by bit.
+
+    Raises:
+        ConfigError: an option that cannot be used, or weights that it does not fit.
+        DataError: an example without a loss.
+        TrainingError: a loss at the model's own weights is not finite.
+        SamplingError: a chain diverged.
+    """
+    config = validate(InfluenceConfig, {**(config or InfluenceConfig()).model_dump(), **options})
+    train, queries, notes = _examples(model, train, queries, config)
+    started = time.monotonic()
+    if config.method == "bm25":
+        result = Result(bm25(_texts(train).tokens, _texts(queries).tokens))
+    else:
+        module = cast("nn.Module", model.module if isinstance(model, Model) else model)
+        chosen = choose_parameters(module, config.parameters)
+        with borrowed(module, chosen) as parameters:
+            result = _attribute(module, chosen, parameters, train, queries, config, log)
+    result.diagnostics["time/attribute_s"] = time.monotonic() - started
+    result.notes[:0] = notes
+    result.train, result.queries = _names(train), _names(queries)
+    return result
+
+
+def answer(model: Model, prompt: str, max_tokens: int) -> Example:
+    """The model's own greedy answer to a prompt, as a query.
+
+    Raises:
+        TrainingError: the answer is empty.
+    """
+    from postgrad.core.data import decode_completion, encode_prompt
+    from postgrad.core.types import Prompt
+
+    ids = torch.from_numpy(encode_prompt(model.tokenizer, Prompt(id="", text=prompt)))[None].to(model.device)
+    module = cast("Any", model.module)
+    with torch.inference_mode():
+        found = module.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=max_tokens,
+            pad_token_id=model.pad_token_id,
+        )
+    text = decode_completion(model.tokenizer, found[0, ids.shape[1] :].tolist())
+    if not text.strip():
+        raise TrainingError(
+            f"The model answers nothing to {prompt[:60]!r}. Give the answer yourself, with --query."
+        )
+    return Example("answer", text, prompt)
+
+
+def _examples(
+    model: Model | nn.Module, train: Any, queries: Any, config: InfluenceConfig
+) -> tuple[Examples, Examples, list[str]]:
+    """Both roles as `Examples`, and what was merged or cut."""
+    notes: list[str] = []
+    found: list[Examples] = []
+    for given, role in ((train, "training"), (queries, "query")):
+        if not isinstance(given, Sequence) or isinstance(given, str):
+            if isinstance(given, str) or not hasattr(given, "losses"):
+                raise ConfigError(
+                    f"The {role} examples are a list of texts or rows, or Examples (received {given!r:.60})."
+                )
+            found.append(given)
+            continue
+        if not isinstance(model, Model):
+            raise ConfigError("Texts need a language model from pg.load; a module needs Examples of its own.")
+        examples = make_examples(given, role)
+        texts = Texts(model, examples, config.max_tokens)
+        if merged := len(given) - len(examples):
+            notes.append(f"{merged} {role} examples were the same as another one and merged into it")
+        if texts.num_cut:
+            notes.append(
+                f"{texts.num_cut} {role} examples were cut to {config.max_tokens} tokens or the model's context"
+            )
+        found.append(texts)
+    return found[0], found[1], notes
+
+
+def _texts(examples: Examples) -> Texts:
+    if not isinstance(examples, Texts):
+        raise ConfigError("Method bm25 compares words: it needs texts.")
+    return examples
+
+
+def _names(examples: Examples) -> list[tuple[str, str]]:
+    return [(one.id, one.text) for one in examples.examples] if isinstance(examples, Texts) else []
+
+
+def _attribute(
+    module: nn.Module,
+    chosen: Named,
+    parameters: list[nn.Parameter],
+    train: Examples,
+    queries: Examples,
+    config: InfluenceConfig,
+    log: Log | None,
+) -> Result:
+    basis: Basis = PlainBasis(parameters)
+    if config.method in ("langevin", "laplace", "ekfac", "gradient"):
+        basis = LayerBasis(find_layers(module, chosen), parameters)
+    at_centre = _losses_at_centre(train, queries, config.batch_size, basis.device)
+    if isinstance(basis, LayerBasis) and config.method != "gradient":
+        generator = torch.Generator(basis.device).manual_seed(config.seed + _FACTOR_SEED)
+        fit(basis, parameters, train, config.batch_size, generator)
+    if isinstance(basis, LayerBasis) and config.method in ("ekfac", "gradient"):
+        num_tempered = choose_beta(parameters, train, config) * float(train.weights.sum())
+        precision = (
+            basis.precision(num_tempered, config.damping * num_tempered) if config.method == "ekfac" else None
+        )
+        return Result(gradient_scores(basis, parameters, train, queries, config.batch_size, precision))
+    return _sampled(parameters, train, queries, basis, at_centre, config, log)
+
+
+def _losses_at_centre(train: Examples, queries: Examples, batch_size: int, device: torch.device) -> float:
+    """Mean training loss at the model's own weights, when every loss is finite."""
+    total = 0.0
+    for examples, role in ((train, "training"), (queries, "query")):
+        values = torch.empty(len(examples), device=device)
+        with torch.inference_mode():
+            for batch in examples.batches(batch_size):
+                values[batch] = examples.losses(batch).float()
+        bad = (~values.isfinite()).nonzero()
+        if len(bad):
+            index = int(bad[0])
+            name = f" ({_names(examples)[index][0]})" if _names(examples) else ""
+            raise TrainingError(
+                f"The loss of {role} example {index + 1}{name} is {float(values[index])} at the model's own weights. "
+                "Check the weights for NaN, and the example for tokens that the model cannot give."
+            )
+        if examples is train:
+            total = float((values * train.weights).sum() / train.weights.sum())
+    return total
+
+
+def _sampled(
+    parameters: Sequence[nn.Parameter],
+    train: Examples,
+    queries: Examples,
+    basis: Basis,
+    loss_at_centre: float,
+    config: InfluenceConfig,
+    log: Log | None,
+) -> Result:
+    assert config.method in SAMPLED
+    posterior = Posterior(parameters, train, basis, config)
+    generator = torch.Generator(basis.device).manual_seed(config.seed + _FACTOR_SEED + 1)
+    metrics: dict[str, float] = {}
+    step = config.relative_step
+    if config.method in ("langevin", "sgld"):
+        curvature = posterior.largest_curvature(generator)
+        step /= curvature
+        metrics["sampler/curvature"] = curvature
+    elif config.method == "rmsprop":
+        step /= posterior.beta
+    if config.method != "laplace":
+        metrics["sampler/step_size"] = step
+    metrics["sampler/beta"] = posterior.beta
+    metrics["sampler/num_weights"] = float(basis.size)
+    progress = _progress(log, train.weights, metrics)
+    draws = sample(posterior, queries, step, progress)
+    per_chain, scores, errors, correlation = from_draws(draws)
+    found = diagnose(draws, train.weights, loss_at_centre, posterior.num_tempered, per_chain)
+    if config.check_step and config.method != "laplace" and len(train) > 2:
+        found["diagnostics/agreement"] = _agreement(parameters, posterior, queries, step / 2, scores)
+    return Result(
+        scores.cpu(),
+        errors.cpu(),
+        correlation.cpu(),
+        {**metrics, **found},
+        find_problems(found, config),
+        draws=Draws(*(part.cpu() for part in draws)),
+    )
+
+
+def _agreement(
+    parameters: Sequence[nn.Parameter], posterior: Posterior, queries: Examples, step: float, scores: Tensor
+) -> float:
+    """Rank correlation, median over queries, with the scores of as many draws, of as long chains, at half the step."""
+    posterior.place(torch.zeros(posterior.basis.size, device=posterior.basis.device))
+    before = posterior.config
+    slower = before.model_copy(update={"burn_in": 2 * before.burn_in, "thin": 2 * before.thin})
+    again = Posterior(parameters, posterior.train, posterior.basis, slower)
+    _, halved, _, _ = from_draws(sample(again, queries, step, seed_offset=_CHECK_SEED))
+    return float(ops.spearman(scores, halved).median())
+
+
+def _progress(
+    log: Log | None, weights: Tensor, first: Mapping[str, float]
+) -> Callable[[int, Tensor], None] | None:
+    if log is None:
+        return None
+    count = 0
+
+    def progress(chain: int, losses: Tensor) -> None:
+        nonlocal count
+        mean = float((losses * weights).sum() / weights.sum())
+        log(count, {**(first if count == 0 else {}), "chain/number": chain, "chain/loss": mean})
+        count += 1
+
+    return progress

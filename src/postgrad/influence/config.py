@@ -1,0 +1,71 @@
+"""Options of the room influence. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from postgrad.core.config import Config
+
+Method = Literal["langevin", "sgld", "rmsprop", "laplace", "ekfac", "gradient", "bm25"]
+SAMPLED: tuple[Method, ...] = ("langevin", "sgld", "rmsprop", "laplace")
+"""Methods whose scores are covariances over draws."""
+
+
+class InfluenceConfig(Config):
+    """`postgrad influence run`."""
+
+    method: Method = "langevin"
+    """`langevin`: chains with a frozen EK-FAC preconditioner; `sgld`, `rmsprop`: the paper's; `laplace`: independent draws by the
+    same factors; or a baseline without draws: `ekfac`, `gradient` (dot products), `bm25` (words alone)."""
+    damping: float = Field(default=0.1, gt=0)
+    """λ = γ/(nβ): how strongly draws are held to the weights, in units of the curvature of the mean loss."""
+    beta: float | None = Field(default=None, gt=0)
+    """β, inverse temperature; nβ multiplies the mean loss. None = such that draws stay within `radius`."""
+    radius: float = Field(default=0.1, gt=0)
+    """Without beta: how far draws may be from the weights, as a share of their norm, where the data hold nothing. To leading
+    order β scales all scores alike; far away the losses are no longer those of this model."""
+    chains: int = Field(default=4, ge=1)
+    """C, independent chains; standard errors need two, and are better with more."""
+    draws: int = Field(default=200, ge=4)
+    """Draws that are kept of each chain."""
+    burn_in: int = Field(default=100, ge=0)
+    """Steps before the first draw."""
+    thin: int = Field(default=5, ge=1)
+    """Steps from draw to draw."""
+    step_size: float | None = Field(default=None, gt=0)
+    """Step in units of the largest stable curvature (4 is the limit); of `rmsprop` βε. None = 1, or 1e-4
+    (rmsprop)."""
+    rmsprop_stability: float = Field(default=0.1, gt=0)
+    """ε_r of `rmsprop`: weights without a gradient move by at most 1/ε_r times the step."""
+    parameters: str = ""
+    """Regular expression that the names of the sampled weights contain. Empty = the linear layers inside the model, without
+    the output head."""
+    gradient_examples: int = Field(default=0, ge=0)
+    """Training examples in the gradient of one step; 0 = all, which has no gradient noise."""
+    batch_size: int = Field(default=32, ge=1)
+    """Examples in one forward pass; no result depends on it but by rounding."""
+    max_tokens: int = Field(default=512, ge=2)
+    """Of one text; what is longer is cut, and counted."""
+    answer_tokens: int = Field(default=64, ge=1)
+    """Of an answer that the model is to give first (`--prompt`)."""
+    check_step: bool = True
+    """Run the chains once more with half the step, and require that the scores agree."""
+    max_r_hat: float = Field(default=1.1, gt=1)
+    """Rankings are withheld above this R̂ of a loss (training mean or a query's)."""
+    min_ess: float = Field(default=100.0, ge=0)
+    """Rankings are withheld below this effective number of draws, all chains together."""
+    max_drift: float = Field(default=0.4, gt=0, le=1)
+    """Rankings are withheld above this correlation of a loss with time."""
+    min_agreement: float = Field(default=0.5, ge=-1, le=1)
+    """Rankings are withheld below this rank correlation, median over queries, of two halves of the chains or of two steps."""
+    seed: int = 0
+    """Of the noise. Chain c has its own generator."""
+
+    @property
+    def relative_step(self) -> float:
+        """`step_size`, or the method's default."""
+        if self.step_size is not None:
+            return self.step_size
+        return 1e-4 if self.method == "rmsprop" else 1.0

@@ -1,0 +1,315 @@
+"""Chains around the weights of a borrowed module: p(w) ∝ exp(−nβ·L(w) − γ/2·‖w − w*‖²), L the mean training loss.
+
+Everything lives in one flat float32 vector, the displacement w − w* on the axes of a `Basis`: the weights themselves, or EK-FAC's
+eigenbasis, in which the preconditioner is diagonal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from postgrad.core.errors import SamplingError
+from postgrad.influence.config import InfluenceConfig
+from postgrad.influence.examples import Examples
+from postgrad.influence.ops import langevin_step, local_beta, rmsprop_step, sgld_step
+
+_CURVATURE_STEPS = 20
+_CURVATURE_EXAMPLES = 512
+
+
+class Basis(Protocol):
+    """Axes for displacements: an orthogonal map between one tensor per parameter and one flat vector."""
+
+    size: int
+    device: torch.device
+
+    def to_flat(self, tensors: Sequence[Tensor]) -> Tensor: ...
+
+    def from_flat(self, flat: Tensor) -> list[Tensor]: ...
+
+    def precision(self, num_tempered: float, localization: float) -> Tensor:
+        """Approximate diagonal of nβH + γ on these axes [D]; its inverse is the preconditioner."""
+        ...
+
+
+class Posterior:
+    """Training losses and their gradient as functions of the displacement. Leaves the module at the last one; see `borrowed`.
+
+    Args:
+        parameters: of the borrowed module.
+        train: training examples.
+        basis: axes.
+        config: damping, beta and batch size.
+    """
+
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], train: Examples, basis: Basis, config: InfluenceConfig
+    ) -> None:
+        self.train, self.basis, self.config = train, basis, config
+        self.beta = choose_beta(parameters, train, config)
+        self.num_tempered = self.beta * float(train.weights.sum())
+        self.localization = config.damping * self.num_tempered
+        self.precision = basis.precision(self.num_tempered, self.localization)
+        self._parameters = list(parameters)
+        self._centre = [parameter.detach().clone() for parameter in parameters]
+        self._batches = train.batches(config.batch_size)
+
+    @torch.no_grad()
+    def place(self, displacement: Tensor) -> None:
+        """Moves the module's weights there."""
+        moves = self.basis.from_flat(displacement)
+        for parameter, centre, move in zip(self._parameters, self._centre, moves, strict=True):
+            torch.add(centre, move, out=parameter.data)
+
+    def losses(self, examples: Examples) -> Tensor:
+        """[K] at the module's present weights, forward only."""
+        found = torch.empty(len(examples), device=self.basis.device)
+        with torch.inference_mode():
+            for batch in examples.batches(self.config.batch_size):
+                found[batch] = examples.losses(batch).float()
+        return found
+
+    def losses_and_gradient(self) -> tuple[Tensor, Tensor]:
+        """All training losses [N] and the gradient of their weighted mean [D], at the present weights, in one pass."""
+        found = torch.empty(len(self.train), device=self.basis.device)
+        total: list[Tensor] | None = None
+        for batch in self._batches:
+            losses = self.train.losses(batch)
+            found[batch] = losses.detach().float()
+            part = self._gradient((losses * self.train.weights[batch]).sum())
+            total = _add(total, part)
+        return found, self.basis.to_flat(total or []) / self.train.weights.sum()
+
+    def sampled_gradient(self, generator: torch.Generator) -> Tensor:
+        """Unbiased gradient of the mean loss [D] from `gradient_examples` of them, drawn without replacement."""
+        chosen = torch.randperm(len(self.train), generator=generator, device=generator.device)
+        indices = chosen[: self.config.gradient_examples].tolist()
+        total: list[Tensor] | None = None
+        for start in range(0, len(indices), self.config.batch_size):
+            batch = indices[start : start + self.config.batch_size]
+            part = self._gradient((self.train.losses(batch) * self.train.weights[batch]).sum())
+            total = _add(total, part)
+        scale = len(self.train) / len(indices) / self.train.weights.sum()
+        return self.basis.to_flat(total or []) * scale
+
+    def largest_curvature(self, generator: torch.Generator) -> float:
+        """Largest eigenvalue of P^(−½)(nβH + γ)P^(−½), P the basis's precision: power iteration on Hessian-vector products at the
+        present weights, over the first 512 training examples. 4 divided by it is the largest stable step."""
+        root = self.precision.rsqrt()
+        vector = _unit(torch.randn(self.basis.size, generator=generator, device=self.basis.device))
+        value = 0.0
+        for _ in range(_CURVATURE_STEPS):
+            scaled = root * vector
+            product = root * (self.num_tempered * self._hessian_product(scaled) + self.localization * scaled)
+            value = float(vector @ product)
+            vector = _unit(product)
+        if not value > 0:
+            raise SamplingError(
+                f"The curvature around the weights is {value:.3g}: not that of a minimum. Raise damping, or train further."
+            )
+        return value
+
+    def _hessian_product(self, flat: Tensor) -> Tensor:
+        direction = self.basis.from_flat(flat)
+        total: list[Tensor] | None = None
+        count = 0.0
+        for batch in self.train.batches(self.config.batch_size):
+            if count >= _CURVATURE_EXAMPLES:
+                break
+            weights = self.train.weights[batch]
+            with _twice_differentiable():
+                first = torch.autograd.grad(
+                    (self.train.losses(batch) * weights).sum(), self._parameters, create_graph=True
+                )
+                along = torch.stack([(g * v).sum() for g, v in zip(first, direction, strict=True)]).sum()
+                part = self._gradient(along)
+            total = _add(total, part)
+            count += float(weights.sum())
+        return self.basis.to_flat(total or []) / count
+
+    def _gradient(self, value: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(value, self._parameters, materialize_grads=True, allow_unused=True))
+
+
+def choose_beta(parameters: Sequence[nn.Parameter], train: Examples, config: InfluenceConfig) -> float:
+    """`beta`, or the one that keeps draws within `radius` of the weights. Raises SamplingError where the weights are all 0."""
+    if config.beta is not None:
+        return config.beta
+    norm = float(torch.stack([parameter.detach().square().sum() for parameter in parameters]).sum().sqrt())
+    if norm == 0:
+        raise SamplingError("The chosen weights are all 0, so that radius has no meaning. Give beta.")
+    size = sum(parameter.numel() for parameter in parameters)
+    return local_beta(size, float(train.weights.sum()), config.damping, config.radius * norm)
+
+
+@contextlib.contextmanager
+def _twice_differentiable() -> Generator[None]:
+    """Attention by plain matrix products: the fused kernels have no second derivative."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def _add(total: list[Tensor] | None, part: list[Tensor]) -> list[Tensor]:
+    return part if total is None else [a.add_(b) for a, b in zip(total, part, strict=True)]
+
+
+def _unit(vector: Tensor) -> Tensor:
+    return vector / vector.norm().clamp(min=torch.finfo(vector.dtype).tiny)
+
+
+class Draws(NamedTuple):
+    """Losses at the draws: train float32 [C, S, N], query [C, S, Q], and ‖w − w*‖ [C, S]."""
+
+    train: Tensor
+    query: Tensor
+    distance: Tensor
+
+
+class Chain:
+    """One chain: reproducible by its seed alone, and resumable at any step by `state_dict`.
+
+    Args:
+        posterior: what it samples.
+        queries: their losses are taken at every draw.
+        step_size: ε.
+        seed: of its generator.
+    """
+
+    def __init__(self, posterior: Posterior, queries: Examples, step_size: float, seed: int) -> None:
+        self._posterior, self._queries, self._step_size = posterior, queries, step_size
+        self._config = posterior.config
+        self._generator = torch.Generator(posterior.basis.device).manual_seed(seed)
+        self._step = 0
+        self._records: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._noise = self._draw_noise()
+        self._displacement = torch.zeros_like(self._noise)
+        self._squares = torch.zeros_like(self._noise)
+        if self._config.method in ("langevin", "laplace"):  # a draw of the Gaussian that the factors describe
+            self._displacement = self._draw_noise() / posterior.precision.sqrt()
+
+    @property
+    def num_draws(self) -> int:
+        """Draws so far."""
+        return len(self._records)
+
+    @property
+    def last_losses(self) -> Tensor:
+        """Training losses [N] at the last draw."""
+        return self._records[-1][0]
+
+    @property
+    def done(self) -> bool:
+        """Whether it has all its draws."""
+        return self.num_draws >= self._config.draws
+
+    def advance(self) -> bool:
+        """One step; whether a draw was recorded.
+
+        Raises:
+            SamplingError: a loss is not finite.
+        """
+        config, posterior = self._config, self._posterior
+        posterior.place(self._displacement)
+        laplace = config.method == "laplace"
+        after = self._step - (0 if laplace else config.burn_in)
+        due = after >= 0 and (laplace or after % config.thin == 0)
+        whole = not laplace and config.gradient_examples in (0, len(posterior.train))
+        losses = gradient = None
+        if whole:
+            losses, gradient = posterior.losses_and_gradient()  # its losses are a draw's, for free
+        if due:
+            self._record(posterior.losses(posterior.train) if losses is None else losses)
+        if laplace:
+            self._displacement = self._draw_noise() / posterior.precision.sqrt()
+        else:
+            self._move(posterior.sampled_gradient(self._generator) if gradient is None else gradient)
+        self._step += 1
+        return due
+
+    def draws(self) -> Draws:
+        """All so far, as [S, …]."""
+        train, query, distance = (torch.stack(column) for column in zip(*self._records, strict=True))
+        return Draws(train, query, distance)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the chain depends on, and its draws."""
+        return {
+            "step": self._step,
+            "generator": self._generator.get_state(),
+            "displacement": self._displacement.clone(),
+            "noise": self._noise.clone(),
+            "squares": self._squares.clone(),
+            "records": list(self._records),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `state_dict` was taken."""
+        self._step = state["step"]
+        self._generator.set_state(state["generator"])
+        self._displacement, self._noise = state["displacement"].clone(), state["noise"].clone()
+        self._squares, self._records = state["squares"].clone(), list(state["records"])
+
+    def _draw_noise(self) -> Tensor:
+        basis = self._posterior.basis
+        return torch.randn(basis.size, generator=self._generator, device=basis.device)
+
+    def _move(self, gradient: Tensor) -> None:
+        posterior, noise = self._posterior, self._noise
+        options = {
+            "step_size": self._step_size,
+            "num_tempered": posterior.num_tempered,
+            "localization": posterior.localization,
+        }
+        self._noise = self._draw_noise()
+        if self._config.method == "langevin":
+            self._displacement = langevin_step(
+                self._displacement, gradient, noise, self._noise, posterior.precision, **options
+            )
+        elif self._config.method == "sgld":
+            self._displacement = sgld_step(self._displacement, gradient, noise, **options)
+        else:
+            self._displacement, self._squares = rmsprop_step(
+                self._displacement,
+                gradient,
+                noise,
+                self._squares,
+                stability=self._config.rmsprop_stability,
+                **options,
+            )
+
+    def _record(self, train: Tensor) -> None:
+        query = self._posterior.losses(self._queries)
+        for values, what in ((train, "training"), (query, "query")):
+            bad = (~values.isfinite()).nonzero()
+            if len(bad):
+                raise SamplingError(
+                    f"The chain diverged: at step {self._step} the loss of {what} example {int(bad[0]) + 1} is "
+                    f"{float(values[bad[0]]):.3g}. Lower step_size (now {self._config.relative_step:g}), or raise damping."
+                )
+        self._records.append((train, query, self._displacement.norm()))
+
+
+def sample(
+    posterior: Posterior,
+    queries: Examples,
+    step_size: float,
+    progress: Callable[[int, Tensor], None] | None = None,
+    *,
+    seed_offset: int = 0,
+) -> Draws:
+    """All chains, one after the other. `progress` is told the chain's number and the training losses after every draw."""
+    found: list[Draws] = []
+    for number in range(posterior.config.chains):
+        seed = (posterior.config.seed * 1_000_003 + number + seed_offset) % 2**63
+        chain = Chain(posterior, queries, step_size, seed)
+        while not chain.done:
+            if chain.advance() and progress is not None:
+                progress(number, chain.last_losses)
+        found.append(chain.draws())
+    return Draws(*(torch.stack(column) for column in zip(*found, strict=True)))
