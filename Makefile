@@ -41,6 +41,9 @@ bench: $(VENV)/.installed
 	$(PY) benchmarks/mara_tabular.py --quick
 	$(PY) benchmarks/memory_step.py --quick
 	$(PY) benchmarks/memory_lookup.py --quick
+	$(PY) benchmarks/memory_pq.py --quick
+	$(PY) benchmarks/memory_edit.py --quick
+	$(PY) benchmarks/memory_core_set.py --quick
 
 # Peers live in environments of their own.
 bench-trl: $(VENV)/bin/uv
