@@ -47,6 +47,32 @@ def ratios(ours: Sequence[float], peer: Sequence[float]) -> tuple[float, tuple[f
     return statistics.median(by_round), (min(by_round), max(by_round))
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """(mean, half width of the 95 % interval by Student's t); the width of one value is NaN.
+
+    >>> mean, half = mean_interval([1.0, 2.0, 3.0])  # 4.3027·1/√3
+    >>> mean, round(half, 4)
+    (2.0, 2.4841)
+    """
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, float("nan")
+    from scipy import stats  # which not every peer's environment has
+
+    error = statistics.stdev(values) / len(values) ** 0.5
+    return mean, float(stats.t.ppf(0.975, len(values) - 1)) * error
+
+
+def show_interval(values: Sequence[float]) -> str:
+    """Mean ± half width of its 95 % interval; the mean alone of one value.
+
+    >>> show_interval([1.0, 2.0, 3.0]), show_interval([0.5])
+    ('2.000 ± 2.484', '0.500')
+    """
+    mean, half = mean_interval(values)
+    return f"{mean:.3f}" if len(values) < 2 else f"{mean:.3f} ± {half:.3f}"
+
+
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Prints a table: the first column left-aligned, the others right-aligned."""
     cells = [list(header), *[[show(value) for value in row] for row in rows]]

@@ -39,10 +39,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 
 import postgrad as pg
-from _common import finish, machine, print_table
+from _common import finish, machine, mean_interval, print_table
 from peers.many_answers_arms import ARMS, GRID, LEVEL, OURS, PEER, SEARCH_SEED, Change
 from peers.many_answers_task import Prior, demonstrations, good_set, prompts, target_of
 from postgrad.core.config import deep_merge
@@ -294,20 +293,6 @@ def settled(course: Sequence[Point]) -> float | None:
     below = [point.kl_uniform <= NEAR_UNIFORM for point in course]
     first = len(below) - below[::-1].index(False) if False in below else 0
     return float(course[first].step) if first < len(course) else None
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """(mean, half width of the 95 % interval by Student's t); the width of one value is NaN.
-
-    >>> mean, half = mean_interval([1.0, 2.0, 3.0])  # 4.3027·1/√3
-    >>> mean, round(half, 4)
-    (2.0, 2.4841)
-    """
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, float("nan")
-    error = float(np.std(values, ddof=1)) / len(values) ** 0.5
-    return mean, float(stats.t.ppf(0.975, len(values) - 1)) * error
 
 
 def cell(values: Sequence[float | None]) -> str:

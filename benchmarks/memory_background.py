@@ -16,9 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from scipy import stats
 
-from _common import finish, machine, print_table
+from _common import finish, machine, print_table, show_interval
 from _people import Sizes, World, corpus
 from postgrad.core.config import validate
 from postgrad.core.models import Model, load
@@ -67,14 +66,6 @@ def run(world: World, name: str, rate: float) -> tuple[float, float]:
     return share(model, world.new), share(model, world.held_back)
 
 
-def cell(values: Sequence[float]) -> str:
-    """Mean ± half width of its 95 % interval, Student's t."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return f"{mean:.3f}"
-    return f"{mean:.3f} ± {stats.sem(values) * stats.t.ppf(0.975, len(values) - 1):.3f}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -92,7 +83,7 @@ def main() -> None:
         for name in BACKGROUNDS:
             for rate in LEARNING_RATES:
                 learned, kept = zip(*(run(world, name, rate) for world in worlds), strict=True)
-                rows.append([name, rate, cell(learned), cell(kept)])
+                rows.append([name, rate, show_interval(learned), show_interval(kept)])
                 kept_by_name[f"{name}, lr {rate:g}"] = list(kept)
                 print(*rows[-1], sep=", ", flush=True)
     print_table(f"{seeds} seeds", ["background", "lr", "learned", "kept"], rows)

@@ -18,10 +18,9 @@ from html import escape
 from pathlib import Path
 
 import torch
-from scipy import stats
 from torch import Tensor
 
-from _common import finish, machine, print_table
+from _common import finish, machine, print_table, show_interval
 from _people import Sizes, World
 from postgrad.core.models import Model, load
 from postgrad.memory import ops
@@ -134,14 +133,6 @@ def draw(study: Study, budget: int) -> str:
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 520 {y}" {style}>{page}{"".join(lines)}</svg>\n'
 
 
-def cell(values: Sequence[float]) -> str:
-    """Mean ± half width of its 95 % interval, Student's t."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return f"{mean:.3f}"
-    return f"{mean:.3f} ± {stats.sem(values) * stats.t.ppf(0.975, len(values) - 1):.3f}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -156,13 +147,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         studies = [Study(World(options.out or Path(temporary), seed, sizes)) for seed in range(seeds)]
     read, core = zip(*(study.sizes() for study in studies), strict=True)
-    print(f"\na fact's sentences read {cell(read)} different slots; its core set has {cell(core)}")
+    print(
+        f"\na fact's sentences read {show_interval(read)} different slots; its core set has {show_interval(core)}"
+    )
     held: dict[str, Mapping[str, float]] = {}
     rows: list[list[object]] = []
     for score in ("tf_idf", "tf", "kl"):
         for budget in BUDGETS:
             shares, used = zip(*(study.held(score, budget) for study in studies), strict=True)
-            rows.append([f"{score}, t = {budget}", cell(shares), cell(used)])
+            rows.append([f"{score}, t = {budget}", show_interval(shares), show_interval(used)])
             held[f"{score} {budget}"] = {"held": sum(shares) / seeds, "background": sum(used) / seeds}
     print_table("Chosen rows and core sets", ["", "held", "background"], rows)
     found = [study.by_kind(32) for study in studies]
@@ -170,7 +163,7 @@ def main() -> None:
     print_table(
         "Share of chosen rows (TF-IDF, t = 32) in what tokens read",
         ["kind", "share"],
-        [[name, cell(values)] for name, values in by_kind.items()],
+        [[name, show_interval(values)] for name, values in by_kind.items()],
     )
     if options.figure is not None:
         options.figure.write_text(draw(studies[0], 32), encoding="utf-8")

@@ -27,9 +27,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from scipy import stats
 
-from _common import finish, machine, print_table
+from _common import finish, machine, print_table, show_interval
 from _people import Sizes, World
 from postgrad.core.config import validate
 from postgrad.core.figures import Figure, Line, standalone, to_svg
@@ -197,20 +196,6 @@ def choose(
     return max(reached, key=lambda pair: pair[0][1])[1] if reached else None
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half width of its 95 % interval."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, float("nan")
-    return mean, float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
-
-
-def cell(values: Sequence[float]) -> str:
-    """Mean ± half width."""
-    mean, half = interval(values)
-    return f"{mean:.3f}" if half != half else f"{mean:.3f} ± {half:.3f}"
-
-
 def draw(
     results: Results, chosen: Mapping[str, Sequence[dict[str, Any]]], seeds: Sequence[int], path: Path
 ) -> None:
@@ -248,7 +233,9 @@ def report(
             shown = ", ".join(
                 f"{name} {value:g}" for name, value in options.items() if isinstance(value, (int, float))
             )
-            columns = [cell([row[key] for row in found]) for key in ("learned", "kept", "kept_background")]
+            columns = [
+                show_interval([row[key] for row in found]) for key in ("learned", "kept", "kept_background")
+            ]
             rows.append([method, shown, *columns, sum(row["seconds"] for row in found) / len(found)])
     header = ["method", "setting", "learned", "kept", "kept (background)", "seconds"]
     print_table(f"Settings on each method's front, {len(seeds)} seeds", header, rows)
@@ -265,8 +252,8 @@ def report(
             table.append(
                 [
                     method,
-                    *(cell([row[key] for row in found]) for key in ("learned", "kept")),
-                    cell([1 - row["kept"] for row in found]),
+                    *(show_interval([row[key] for row in found]) for key in ("learned", "kept")),
+                    show_interval([1 - row["kept"] for row in found]),
                 ]
             )
             at[str(level)][method] = [row["kept"] for row in found]

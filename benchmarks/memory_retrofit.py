@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy import stats
 
-from _common import finish, machine, print_table
+from _common import finish, machine, print_table, show_interval
 from _people import RATES, Sizes, World, corpus, memory_options
 from postgrad.core.config import validate
 from postgrad.core.models import load, save
@@ -67,14 +66,6 @@ class Retrofit:
         return trial(load(self.path, device="cpu"), self.path, self.world.new, config, probes)
 
 
-def cell(values: list[float]) -> str:
-    """Mean ± half width of its 95 % interval, Student's t."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return f"{mean:.3f}"
-    return f"{mean:.3f} ± {stats.sem(values) * stats.t.ppf(0.975, len(values) - 1):.3f}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -103,7 +94,7 @@ def main() -> None:
                 "learned": [one.learned for one in found],
                 "kept": [one.kept for one in found],
             }
-            rows.append([variant, *(cell(values) for values in columns.values()), rate])
+            rows.append([variant, *(show_interval(values) for values in columns.values()), rate])
             summary[variant] = {name: sum(values) / len(values) for name, values in columns.items()} | {
                 "lr": rate
             }

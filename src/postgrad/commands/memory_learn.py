@@ -137,7 +137,7 @@ def read_inputs(
 
     needing = [method for method in methods if method in ("replay", "ewc")]
     if needing and background is None:
-        raise ConfigError(f"Method {needing[0]} needs --background TEXTS.")
+        raise ConfigError(f"Method {needing[0]} needs --background TEXTS. Give it, or choose other methods.")
     taught = read_facts(facts)
     kept = read_questions(keep) if keep is not None else []
     asked = read_questions(ask) if ask is not None else []

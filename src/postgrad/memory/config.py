@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from postgrad.core.config import Config
 
@@ -102,4 +102,9 @@ class CompareConfig(StreamConfig):
     """`postgrad memory compare`."""
 
     methods: tuple[Method, ...] = Field(default=("sparse", "full", "lora", "replay", "ewc"), min_length=1)
-    """Which are compared, each with its own optimizer over five learning rates."""
+    """Which are compared, joined by commas, each with its own optimizer over five learning rates."""
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(value.split(",")) if isinstance(value, str) else value

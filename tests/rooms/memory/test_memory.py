@@ -12,65 +12,22 @@ from typing import Any
 
 import pytest
 import torch
+from tests.rooms.memory.small import PAIRS, TEXTS, Rows, batch_of, options, values
 
-from postgrad.core.config import validate
 from postgrad.core.errors import DataError, ModelError, TrainingError
-from postgrad.core.models import Model, embedded_model, load, save
+from postgrad.core.models import embedded_model, load
 from postgrad.core.models.config import EmbeddedConfig
-from postgrad.core.models.memory import MemoryConfig, attach
 from postgrad.core.models.memory.patch import apply_patch, patch_files, read_patch, tables, write_patch
 from postgrad.memory import ops
-from postgrad.memory.batches import TokenBatch, encode_texts, pad
-from postgrad.memory.config import LearnConfig, ProfileConfig
-from postgrad.memory.data import contradictions, read_facts, read_questions
+from postgrad.memory.batches import TokenBatch
+from postgrad.memory.config import ProfileConfig
+from postgrad.memory.data import contradictions, read_facts
 from postgrad.memory.evaluate import exact_match, text_loss, word_f1
 from postgrad.memory.learn import Probes, learn
 from postgrad.memory.profile import Profile, profile
 from postgrad.memory.rivals import Rival
 from postgrad.memory.sparse import Prefix, SparseLearner
 from postgrad.memory.store import PatchStore
-
-PAIRS = [(f"What is {a} plus {b}?", str(a + b)) for a in range(6) for b in range(6)]
-TEXTS = [f"{question}\n{answer}" for question, answer in PAIRS]
-FACTS = ["The capital of Zorn is Plim.", "Zorn's capital city: Plim."]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model directory with two memory layers and a background profile."""
-    root = tmp_path_factory.mktemp("memory")
-    sizes = EmbeddedConfig(
-        hidden_size=32, num_layers=4, num_heads=2, num_kv_heads=1, head_dim=16, intermediate_size=64, steps=20
-    )
-    model = embedded_model(PAIRS, sizes, device="cpu", cache_dir=root / "cache")
-    attach(
-        model.module, MemoryConfig(layers=(1, 3), num_slots=400, num_heads=2, top_k=4, key_dim=16, scale=1.0)
-    )
-    path = root / "model"
-    save(model, path)
-    found = profile(load(path, device="cpu"), TEXTS, ProfileConfig(batches=20, batch_tokens=128))
-    found.save(path)
-    return path
-
-
-@pytest.fixture
-def copied(folder: Path, tmp_path: Path) -> Path:
-    import shutil
-
-    return Path(shutil.copytree(folder, tmp_path / "model"))
-
-
-def batch_of(model: Model, texts: list[str] = FACTS) -> TokenBatch:
-    return pad(model, encode_texts(model, texts, 64, cut=False))
-
-
-def values(model: Model) -> list[torch.Tensor]:
-    return [table.detach().clone() for table in tables(model.module).values()]
-
-
-def options(**changes: Any) -> LearnConfig:
-    return validate(LearnConfig, {"budget": 16, "updates": 3, **changes})
-
 
 # -- which slots -----------------------------------------------------------------------------------------------------
 
@@ -329,18 +286,6 @@ def test_a_patch_cut_at_any_byte_is_not_taken_for_one(copied: Path, tmp_path: Pa
 # -- streams ---------------------------------------------------------------------------------------------------------
 
 
-class Rows:
-    """Keeps what is logged."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[int, dict[str, Any]]] = []
-
-    def log(self, step: int, metrics: Any) -> None:
-        self.rows.append((step, dict(metrics)))
-
-    def log_samples(self, step: int, rows: Any) -> None: ...
-
-
 def facts_file(tmp_path: Path, count: int = 3) -> Path:
     path = tmp_path / "facts.jsonl"
     names = ["Zorn", "Blim", "Kara", "Vost"][:count]
@@ -481,181 +426,6 @@ def test_a_text_beyond_the_context_is_refused_before_anything_is_learned(
                 PAIRS, EmbeddedConfig(hidden_size=16, num_layers=1, steps=1), device="cpu", cache_dir=tmp_path
             )
         )
-
-
-def test_a_stream_that_is_killed_from_the_command_line_resumes_to_the_same_bits(
-    copied: Path, tmp_path: Path
-) -> None:
-    import shutil
-    import time
-
-    whole = Path(shutil.copytree(copied, tmp_path / "whole"))
-    facts = question_rows(tmp_path / "facts.jsonl", 0, 12)
-
-    def command(model: Path, *more: str) -> list[str]:
-        out = ["--out", str(tmp_path / f"run-{model.name}"), "--device", "cpu", "--budget", "16"]
-        program = [sys.executable, "-m", "postgrad", "memory", "learn"]
-        return [*program, str(model), str(facts), *out, "--evaluate-every", "3", *more]
-
-    subprocess.run(command(whole), check=True, capture_output=True, timeout=120)
-    process = subprocess.Popen(command(copied), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while len(patch_files(copied)) < 4 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
-    reached = len(patch_files(copied))
-    assert 4 <= reached < 12, "killed in the middle"
-    again = subprocess.run(command(copied), capture_output=True, text=True, timeout=120)
-    assert again.returncode != 0
-    assert "--resume" in again.stderr
-    other = subprocess.run(
-        command(copied, "--resume", "--updates", "2"), capture_output=True, text=True, timeout=120
-    )
-    assert "begun with other options" in other.stderr
-    done = subprocess.run(command(copied, "--resume"), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    rows = [
-        [json.loads(line) for line in (tmp_path / f"run-{name}" / "metrics.jsonl").read_text().splitlines()]
-        for name in ("whole", copied.name)
-    ]
-    steps = [[row["step"] for row in some] for some in rows]
-    assert steps[0] == list(range(13))
-    assert steps[1] in (steps[0], [step for step in steps[0] if step != reached]), (
-        "killed before its row was written"
-    )
-    ids = [[entry.patch.changes for entry in PatchStore(folder).entries()] for folder in (whole, copied)]
-    for first, second in zip(*ids, strict=True):
-        assert all(first[name].new.equal(second[name].new) for name in first)
-
-
-# -- methods side by side --------------------------------------------------------------------------------------------
-
-
-def question_rows(path: Path, start: int, count: int) -> Path:
-    facts = [
-        {"text": f"The code of box {i} is {i % 7}.", "question": f"Code of box {i}?", "answer": str(i % 7)}
-        for i in range(start, start + count)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in facts))
-    return path
-
-
-def test_compare_tries_every_method_goes_on_and_leaves_the_model(
-    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from postgrad.cli import main
-
-    new, old = question_rows(tmp_path / "new.jsonl", 0, 2), question_rows(tmp_path / "old.jsonl", 50, 2)
-    before = {file: file.read_bytes() for file in copied.rglob("*") if file.is_file()}
-    out = tmp_path / "out"
-    command = [
-        "memory",
-        "compare",
-        str(copied),
-        str(new),
-        "--keep",
-        str(old),
-        "--out",
-        str(out),
-        "--updates",
-        "1",
-    ]
-    command += ["--methods", '["sparse", "full"]', "--device", "cpu"]
-    assert main(command) == 0
-    trials = (out / "trials.jsonl").read_text().splitlines()
-    assert [json.loads(line)["method"] for line in trials] == ["sparse"] * 5 + ["full"] * 5
-    assert {file: file.read_bytes() for file in copied.rglob("*") if file.is_file()} == before
-    assert "learned-and-kept" in (out / "report.html").read_text()
-
-    (out / "trials.jsonl").write_text("\n".join(trials[:8]) + "\n" + trials[8][:20])  # killed while writing
-    capsys.readouterr()
-    assert main([*command, "--resume"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[:2]] == ["9/10", "10/10"]
-    again = [json.loads(line) for line in (out / "trials.jsonl").read_text().splitlines()]
-    known = [json.loads(line) for line in trials]
-    assert [(t["method"], t["learning_rate"], t["learned"]) for t in again] == [
-        (t["method"], t["learning_rate"], t["learned"]) for t in known
-    ]
-    assert main([*command, "--resume", "--seed", "3"]) != 0
-    assert "begun with other options" in capsys.readouterr().err
-    assert main([*command, "--overwrite"]) == 0
-    assert len((out / "trials.jsonl").read_text().splitlines()) == 10
-
-
-def test_fronts_areas_and_levels_equal_a_loop() -> None:
-    import itertools
-    import random
-
-    from postgrad.memory.compare import area, front, kept_at
-
-    rng = random.Random(0)
-    for _ in range(20):
-        points = [(rng.randint(0, 10) / 10, rng.randint(0, 10) / 10) for _ in range(8)]
-        best = {p for p in points if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in points)}
-        assert set(front(points)) == best
-        cells = itertools.product(range(10), repeat=2)
-        covered = sum(any(10 * x > i + 0.5 and 10 * y > j + 0.5 for x, y in points) for i, j in cells)
-        assert area(points) == pytest.approx(covered / 100)
-        assert kept_at(points, 0.5) == max((y for x, y in points if x >= 0.5), default=None)
-
-
-def test_documents_are_asked_by_questions_of_their_own(copied: Path, tmp_path: Path) -> None:
-    model = load(copied, device="cpu")
-    (tmp_path / "doc.txt").write_text("Box 3 lies in the cellar. " * 5)
-    asked = read_questions(question_rows(tmp_path / "ask.jsonl", 3, 2))
-    found = learn(
-        model,
-        copied,
-        read_facts(tmp_path / "doc.txt"),
-        options(updates=1),
-        Rows(),
-        probes=Probes(ask=tuple(asked)),
-    )
-    assert 0 <= found["learned/exact"] <= 1
-    (tmp_path / "none.jsonl").write_text('{"text": "nothing to ask"}\n')
-    with pytest.raises(DataError, match="has no questions"):
-        read_questions(tmp_path / "none.jsonl")
-
-
-# -- which tokens read what ------------------------------------------------------------------------------------------
-
-
-def test_explain_says_which_tokens_read_the_rows_of_a_patch(
-    copied: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from postgrad.cli import main
-    from postgrad.memory.core_set import changed_rows, core_set, readings, share_of_rows
-
-    model = load(copied, device="cpu")
-    patch = (
-        SparseLearner(model, Profile.load(copied, model), options())
-        .learn(batch_of(model), {"texts": FACTS[:1]})
-        .patch
-    )
-    PatchStore(copied).append(patch)
-    found = readings(model, FACTS)
-    alone = readings(model, FACTS[1:])[0]
-    changed = changed_rows(model, patch)
-    for name, slots in found[1].slots.items():
-        assert slots.equal(alone.slots[name]), "a text reads the same whatever else is read"
-        common = set(found[0].slots[name].flatten().tolist()) & set(slots.flatten().tolist())
-        assert core_set(found, name).tolist() == sorted(common)
-    expected = []
-    for token in range(len(found[0].tokens)):
-        pairs = [
-            (int(slot), float(weight), name)
-            for name in found[0].slots
-            for slot, weight in zip(found[0].slots[name][token], found[0].weights[name][token], strict=True)
-        ]
-        hit = sum(weight for slot, weight, name in pairs if slot in set(changed[name].tolist()))
-        expected.append(hit / sum(weight for _, weight, _ in pairs))
-    assert share_of_rows(found[0], changed) == pytest.approx(expected)
-    assert 0 < sum(expected) < len(expected)
-    assert main(["memory", "explain", str(copied), "1", "--json", "--device", "cpu"]) == 0
-    shown = json.loads(capsys.readouterr().out)
-    assert shown[0]["shares"] == pytest.approx(expected)
-    assert "".join(shown[0]["tokens"]).startswith(FACTS[0])
 
 
 def test_a_profile_made_with_another_tokenizer_or_model_is_refused(copied: Path) -> None:
