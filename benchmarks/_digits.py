@@ -1,7 +1,7 @@
-"""The digits board of the benchmarks of influence: a multilayer perceptron of 8,970 weights on scikit-learn's 8 × 8 digits.
+"""The digits board of influence's benchmarks: a multilayer perceptron of 8,970 weights on scikit-learn's 8 × 8 digits.
 
-1,000 training examples, 200 queries. Ground truth: the same network trained from scratch on many random halves, all at once as one
-stack of networks; a tenth of the labels is wrong on the noisy board.
+1,000 training examples, 200 queries. Ground truth: the same network trained from scratch on many random halves, all at once as
+one stack of networks; a tenth of the labels is wrong on the noisy board.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Stack:
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
         for _ in range(EPOCHS):
             order = torch.stack(
-                [row[torch.randperm(len(row), generator=g)] for row, g in zip(owned, generators)]
+                [row[torch.randperm(len(row), generator=g)] for row, g in zip(owned, generators, strict=True)]
             )
             for chosen in order.split(batch, 1):
                 if chosen.shape[1] < batch:
