@@ -57,5 +57,62 @@ def show(run: Path, count: int, anyway: bool, json_output: bool) -> int:
     return _command("show").main(run, count, anyway, json_output)
 
 
+_base = click.argument("base", metavar="BASE")
+_data = [
+    click.option("--train", type=_PATH, metavar="DATA", help="All that it is trained on."),
+    click.option("--query", type=_PATH, metavar="DATA", help="What is asked of it."),
+    click.option(
+        "--model", metavar="DIR", help="BASE after training, if there is one; else it is trained here."
+    ),
+    click.option("--out", type=_PATH, metavar="DIR", help="Directory of the run."),
+    click.option("--overwrite", is_flag=True, help="Throw away the run that is in --out."),
+    click.option("--resume", is_flag=True, help="Go on with the run in --out; no model is trained twice."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+]
+_PROBLEM = """BASE is the model that training starts from, with --train and --query; or module:function (or
+file.py:function), which returns an object with module, train, queries and retrain(keep, seed): see
+postgrad.influence.problem.Problem."""
+
+
+def _retraining(name: str, config: str, summary: str, text: str) -> Any:
+    def decorate(function: Any) -> Any:
+        for option in reversed(_data):
+            function = option(function)
+        command = influence.command(
+            name, cls=ConfigCommand, config=config, short_help=summary, help=f"{text}\n\n{_PROBLEM}"
+        )
+        return command(_base(click.pass_obj(function)))
+
+    return decorate
+
+
+@_retraining(
+    "validate",
+    "postgrad.influence.config:ValidateConfig",
+    "Judge methods by training again.",
+    "Train BASE again on random parts of its data, and see which method's scores predicted the queries' losses (LDS).",
+)
+def validate(obj: dict[str, Any], base: str, **options: Any) -> int:
+    """See `commands.influence_validate`."""
+    return _retrain("validate", obj, base, options)
+
+
+@_retraining(
+    "prune",
+    "postgrad.influence.config:PruneConfig",
+    "Leave examples out, and train again.",
+    "Train BASE again without the examples that hurt the queries most, without those that help most, and without random ones.",
+)
+def prune(obj: dict[str, Any], base: str, **options: Any) -> int:
+    """See `commands.influence_prune`."""
+    return _retrain("prune", obj, base, options)
+
+
+def _retrain(verb: str, obj: dict[str, Any], base: str, options: dict[str, Any]) -> int:
+    names = ("train", "query", "model", "out", "overwrite", "resume", "device")
+    own = [options.pop(name) for name in names]
+    return _command(verb).main(base, *own, options, obj[ARGV_KEY])
+
+
 def _command(verb: str) -> Any:
     return importlib.import_module(f"postgrad.commands.influence_{verb}")

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from postgrad.commands.memory_learn import Inputs, read_inputs, resume_run
+from postgrad.commands.memory_learn import Inputs, read_inputs
+from postgrad.commands.resume import record_inputs, resume_run
 from postgrad.core.config import validate
 from postgrad.core.console import print_rows
-from postgrad.core.errors import ConfigError, DataError
+from postgrad.core.errors import DataError
 from postgrad.core.figures import Figure, Headline, Line
 from postgrad.core.report import Table, write_report
 from postgrad.core.run import Run
-from postgrad.core.runfiles import LineFile, pretty_json, replace_file
+from postgrad.core.runfiles import LineFile
 from postgrad.memory.config import CompareConfig
 
 KIND = "memory.compare"
 TRIALS_FILE = "trials.jsonl"
-_INPUTS_FILE = "inputs.json"
 _LEVELS = (0.25, 0.5, 0.75)
 _HEADER = ("method", "learning rate", "learned", "kept", "seconds", "FLOP")
 
@@ -50,7 +48,11 @@ def main(
     from postgrad.memory.compare import LEARNING_RATES, compare
 
     out = out or Path("runs/memory") / f"{model.resolve().name}-compare"
-    run = _resumed(out, config, inputs, argv) if resume else _created(out, config, inputs, argv, overwrite)
+    run = (
+        resume_run(out, KIND, config, argv, inputs)
+        if resume
+        else _created(out, config, inputs, argv, overwrite)
+    )
     known = _trials(run)
     total = sum(len(LEARNING_RATES[method]) for method in config.methods)
     with run, contextlib.closing(LineFile(run.path / TRIALS_FILE)) as file:
@@ -84,24 +86,8 @@ def main(
 def _created(out: Path, config: CompareConfig, inputs: Inputs, argv: list[str], overwrite: bool) -> Run:
     run = Run.create(out, config, command=argv, kind=KIND, seed=config.seed, overwrite=overwrite)
     (run.path / TRIALS_FILE).unlink(missing_ok=True)
-    replace_file(run.path / _INPUTS_FILE, pretty_json({"digest": _digest(inputs)}))
+    record_inputs(run, inputs)
     return run
-
-
-def _resumed(out: Path, config: CompareConfig, inputs: Inputs, argv: list[str]) -> Run:
-    run = resume_run(out, KIND, config, argv)
-    before = json.loads((run.path / _INPUTS_FILE).read_text(encoding="utf-8"))["digest"]
-    if before != _digest(inputs):
-        run.finish("interrupted")
-        raise ConfigError(
-            f"{out} was begun with other facts or questions. Give these again, or choose another --out."
-        )
-    return run
-
-
-def _digest(inputs: Inputs) -> str:
-    """Names everything that is taught and asked."""
-    return hashlib.sha256(repr(inputs).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _trials(run: Run) -> list[Any]:

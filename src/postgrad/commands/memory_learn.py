@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from postgrad.core.config import Config, validate
+from postgrad.commands.resume import resume_run
+from postgrad.core.config import validate
 from postgrad.core.errors import ConfigError
 from postgrad.core.figures import Figure, Headline, Line
 from postgrad.core.report import merge_rows, write_report
@@ -146,23 +147,6 @@ def read_inputs(
         for question, answers in contradictions([*kept, *asked, *taught])
     ]
     return Inputs(taught, kept, asked, read_texts(background) if background is not None else [], notes)
-
-
-def resume_run(out: Path, kind: str, config: Config, argv: list[str], **options: Any) -> Run:
-    """The run in `out`, to go on with.
-
-    Raises:
-        ConfigError: it is of another kind, or was begun with other options.
-        RunError: no run there, or it is locked.
-    """
-    run = Run.open(out)
-    if run.info.get("kind") != kind:
-        raise ConfigError(
-            f"{out} holds a run of {run.info.get('kind')}, not of {kind}. Choose another --out."
-        )
-    if run.config_dict() != config.model_dump(mode="json"):
-        raise ConfigError(f"{out} was begun with other options. Repeat its command, or choose another --out.")
-    return Run.resume(out, command=argv, **options)
 
 
 def _plan(

@@ -20,6 +20,8 @@ _WRITERS = {
     "mara.explain": "mara_explain",
     "mara.measure": "mara_measure",
     "influence.run": "influence_show",
+    "influence.validate": "influence_validate",
+    "influence.prune": "influence_prune",
     "memory.learn": "memory_learn",
     "memory.compare": "memory_compare",
 }

@@ -131,7 +131,7 @@ def _texts(examples: Examples) -> Texts:
 
 
 def _names(examples: Examples) -> list[tuple[str, str]]:
-    return [(one.id, one.text) for one in examples.examples] if isinstance(examples, Texts) else []
+    return list(getattr(examples, "names", ()))
 
 
 def _attribute(
@@ -146,7 +146,7 @@ def _attribute(
     basis: Basis = PlainBasis(parameters)
     if config.method in ("langevin", "laplace", "ekfac", "gradient"):
         basis = LayerBasis(find_layers(module, chosen), parameters)
-    at_centre = _losses_at_centre(train, queries, config.batch_size, basis.device)
+    losses = _losses_at_centre(train, queries, config.batch_size, basis.device)
     if isinstance(basis, LayerBasis) and config.method != "gradient":
         generator = torch.Generator(basis.device).manual_seed(config.seed + _FACTOR_SEED)
         fit(basis, parameters, train, config.batch_size, generator)
@@ -155,13 +155,16 @@ def _attribute(
         precision = (
             basis.precision(num_tempered, config.damping * num_tempered) if config.method == "ekfac" else None
         )
-        return Result(gradient_scores(basis, parameters, train, queries, config.batch_size, precision))
-    return _sampled(parameters, train, queries, basis, at_centre, config, log)
+        scores, own = gradient_scores(basis, parameters, train, queries, config.batch_size, precision)
+        return Result(scores.cpu(), self_scores=own.cpu(), losses=losses.cpu())
+    result = _sampled(parameters, train, queries, basis, losses, config, log)
+    result.losses = losses.cpu()
+    return result
 
 
-def _losses_at_centre(train: Examples, queries: Examples, batch_size: int, device: torch.device) -> float:
-    """Mean training loss at the model's own weights, when every loss is finite."""
-    total = 0.0
+def _losses_at_centre(train: Examples, queries: Examples, batch_size: int, device: torch.device) -> Tensor:
+    """Training losses [N] at the model's own weights, when every loss is finite."""
+    found = torch.zeros(0)
     for examples, role in ((train, "training"), (queries, "query")):
         values = torch.empty(len(examples), device=device)
         with torch.inference_mode():
@@ -176,8 +179,8 @@ def _losses_at_centre(train: Examples, queries: Examples, batch_size: int, devic
                 "Check the weights for NaN, and the example for tokens that the model cannot give."
             )
         if examples is train:
-            total = float((values * train.weights).sum() / train.weights.sum())
-    return total
+            found = values
+    return found
 
 
 def _sampled(
@@ -185,7 +188,7 @@ def _sampled(
     train: Examples,
     queries: Examples,
     basis: Basis,
-    loss_at_centre: float,
+    losses: Tensor,
     config: InfluenceConfig,
     log: Log | None,
 ) -> Result:
@@ -207,6 +210,7 @@ def _sampled(
     progress = _progress(log, train.weights, metrics)
     draws = sample(posterior, queries, step, progress)
     per_chain, scores, errors, correlation = from_draws(draws)
+    loss_at_centre = float((losses * train.weights).sum() / train.weights.sum())
     found = diagnose(draws, train.weights, loss_at_centre, posterior.num_tempered, per_chain)
     if config.check_step and config.method != "laplace" and len(train) > 2:
         found["diagnostics/agreement"] = _agreement(parameters, posterior, queries, step / 2, scores)
@@ -216,6 +220,7 @@ def _sampled(
         correlation.cpu(),
         {**metrics, **found},
         find_problems(found, config),
+        self_scores=draws.train.double().var(1).mean(0).float().cpu(),
         draws=Draws(*(part.cpu() for part in draws)),
     )
 

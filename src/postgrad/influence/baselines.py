@@ -22,15 +22,17 @@ def gradient_scores(
     queries: Examples,
     batch_size: int,
     precision: Tensor | None = None,
-) -> Tensor:
-    """∇ℓ_jᵀ·P⁻¹·∇ℓ_i [Q, N]; positive = proponent. With P = nβΛ + γ it is what the covariance is to leading order.
+) -> tuple[Tensor, Tensor]:
+    """∇ℓ_jᵀ·P⁻¹·∇ℓ_i [Q, N], and that of each training example with itself [N]; positive = proponent.
 
+    With P = nβΛ + γ it is what the covariance is to leading order.
     Queries' gradients are held, as many as take a gigabyte; training gradients are made for each such part and forgotten.
 
     Args:
         precision: P [D] on the axes of `basis`; None = the identity.
     """
     scores = torch.empty(len(queries), len(train), device=basis.device)
+    own = torch.empty(len(train), device=basis.device)
     part = max(1, _GRADIENT_FLOATS // basis.size)
     rows: list[tuple[list[int], Tensor]] = []
 
@@ -40,9 +42,9 @@ def gradient_scores(
         held = held if precision is None else held / precision
         for batch, gradients in example_gradients(basis, parameters, train, batch_size):
             columns = torch.tensor(batch, device=basis.device)
-            scores[torch.tensor(indices, device=basis.device)[:, None], columns] = (
-                held @ basis.flatten(gradients).T
-            )
+            flat = basis.flatten(gradients)
+            scores[torch.tensor(indices, device=basis.device)[:, None], columns] = held @ flat.T
+            own[columns] = (flat.square() if precision is None else flat.square() / precision).sum(1)
         rows.clear()
 
     for batch, gradients in example_gradients(basis, parameters, queries, min(batch_size, part)):
@@ -51,7 +53,7 @@ def gradient_scores(
             finish()
     if rows:
         finish()
-    return scores
+    return scores, own
 
 
 def bm25(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from postgrad.core.config import Config
 
@@ -69,3 +69,57 @@ class InfluenceConfig(Config):
         if self.step_size is not None:
             return self.step_size
         return 1e-4 if self.method == "rmsprop" else 1.0
+
+
+class RetrainConfig(InfluenceConfig):
+    """Influence, and how a model is trained again without some of its examples."""
+
+    retrain_epochs: int = Field(default=3, ge=1)
+    """Passes over the examples that are kept."""
+    retrain_batch_size: int = Field(default=16, ge=1)
+    """Examples in one update."""
+    retrain_lr: float = Field(default=1e-4, gt=0)
+    """Peak learning rate (AdamW); it rises over the first 5 % of the updates and falls to 0 in a straight line."""
+    retrain_weight_decay: float = Field(default=0.0, ge=0)
+    """Of AdamW."""
+    retrain_seeds: int = Field(default=2, ge=1)
+    """Trainings of each choice of examples, with other orders; their losses are averaged."""
+
+
+class ValidateConfig(RetrainConfig):
+    """`postgrad influence validate`."""
+
+    methods: tuple[Method, ...] = Field(default=("laplace", "ekfac", "gradient", "bm25"), min_length=1)
+    """Which are judged, joined by commas."""
+    subsets: int = Field(default=50, ge=4)
+    """M, random parts of the training examples on which a model is trained."""
+    share: float = Field(default=0.5, gt=0, lt=1)
+    """Of the training examples in each part."""
+    resamples: int = Field(default=1000, ge=100)
+    """Of the bootstrap over parts that gives the intervals."""
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(value.split(",")) if isinstance(value, str) else value
+
+
+class PruneConfig(RetrainConfig):
+    """`postgrad influence prune`."""
+
+    remove: tuple[float, ...] = Field(default=(0.05, 0.1, 0.2), min_length=1)
+    """Shares of the training examples that are left out, joined by commas."""
+    draws_at_random: int = Field(default=5, ge=2)
+    """Random choices of as many examples, which the others are compared with."""
+
+    @field_validator("remove", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("remove")
+    @classmethod
+    def _shares(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < share < 1 for share in value):
+            raise ValueError("each is a share between 0 and 1, such as 0.05,0.1")
+        return value

@@ -22,6 +22,8 @@ class Examples(Protocol):
 
     Attributes:
         weights: float32 [N], how often each example counts in the mean training loss (1, or the copies merged into it).
+
+    It may have `names`, (id, text) of each for display.
     """
 
     weights: Tensor
@@ -133,6 +135,11 @@ class Texts:
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    @property
+    def names(self) -> list[tuple[str, str]]:
+        """(id, text) of each."""
+        return [(one.id, one.text) for one in self.examples]
 
     def losses(self, indices: Sequence[int]) -> Tensor:
         """Sum over each example's counted tokens, nats, float32 [B]."""

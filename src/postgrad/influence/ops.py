@@ -253,6 +253,31 @@ def linear_datamodeling_score(
     return spearman(scores @ subsets.T.to(scores.dtype), outputs)
 
 
+def bootstrap_spearman(
+    predicted: Float[Tensor, "Q M"], outputs: Float[Tensor, "Q M"], resamples: int, generator: torch.Generator
+) -> Float[Tensor, " B"]:
+    """Mean over queries of Spearman's correlation over M subsets, for B samples of the subsets with replacement.
+
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> bootstrap_spearman(torch.arange(9.0)[None], torch.arange(9.0)[None] ** 3, 3, generator).tolist()
+    [1.0, 1.0, 1.0]
+    """
+    count = predicted.shape[1]
+    chosen = torch.randint(0, count, (resamples, count), generator=generator)
+    return torch.stack([spearman(predicted[:, row], outputs[:, row]).mean() for row in chosen])
+
+
+def area_under_curve(scores: Float[Tensor, " N"], positive: Bool[Tensor, " N"]) -> Float[Tensor, ""]:
+    """Probability that a positive example has a higher score than a negative one; ties count half. ½ = chance.
+
+    >>> area_under_curve(torch.tensor([3.0, 1.0, 2.0]), torch.tensor([True, False, False])).item()
+    1.0
+    """
+    found, num_positive = ranks(scores), positive.sum()
+    below = found[positive].sum() - num_positive * (num_positive - 1) / 2
+    return below / (num_positive * (~positive).sum())
+
+
 # -- steps of chains -------------------------------------------------------------------------------------------------
 
 

@@ -37,6 +37,8 @@ class Result:
         diagnostics: `area/name` → number; see the glossary.
         problems: why rankings are withheld, each with what to change; empty = they are not.
         notes: what happened to the input.
+        self_scores: of each training example on itself [N], what it would lose most by being left out: the variance of its loss.
+        losses: of the training examples at the model's own weights [N].
         train, queries: (id, text) of each, where there are texts.
         draws: losses at the draws; None of a method without draws.
     """
@@ -49,6 +51,8 @@ class Result:
     notes: list[str] = field(default_factory=list[str])
     train: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     queries: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    self_scores: Tensor | None = None
+    losses: Tensor | None = None
     draws: Draws | None = None
 
     def proponents(self, query: int = 0, count: int = 10, *, anyway: bool = False) -> list[Ranked]:
