@@ -114,5 +114,38 @@ def _retrain(verb: str, obj: dict[str, Any], base: str, options: dict[str, Any])
     return _command(verb).main(base, *own, options, obj[ARGV_KEY])
 
 
+@influence.command(
+    "mislabeled",
+    cls=ConfigCommand,
+    config="postgrad.influence.config:InfluenceConfig",
+    short_help="Find training examples that are wrong.",
+    help="""Rank the training examples of MODEL by how suspicious they are: what raises the loss of --query (examples that are
+right), else what only an example itself supports. MODEL may be module:function, which returns an object with module, train
+and queries.""",
+)
+@click.argument("model", metavar="MODEL")
+@click.option("--train", type=_PATH, metavar="DATA", help="What MODEL was trained on.")
+@click.option("--query", type=_PATH, metavar="DATA", help="Examples that are right, not among --train.")
+@click.option(
+    "--known",
+    metavar="FIELD",
+    help="Column that says (true) which rows are wrong: prints how well they are found.",
+)
+@click.option(
+    "--top", "count", type=click.IntRange(1), default=20, show_default=True, help="How many are printed."
+)
+@click.option(
+    "--out", type=_PATH, metavar="DIR", help="Directory of the run [runs/influence/MODEL-mislabeled]."
+)
+@click.option("--overwrite", is_flag=True, help="Throw away the run that is in --out.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.pass_obj
+def mislabeled(obj: dict[str, Any], model: str, **options: Any) -> int:
+    """See `commands.influence_mislabeled`."""
+    names = ("train", "query", "known", "count", "out", "overwrite", "device")
+    own = [options.pop(name) for name in names]
+    return _command("mislabeled").main(model, *own, options, obj[ARGV_KEY])
+
+
 def _command(verb: str) -> Any:
     return importlib.import_module(f"postgrad.commands.influence_{verb}")

@@ -22,6 +22,7 @@ _WRITERS = {
     "influence.run": "influence_show",
     "influence.validate": "influence_validate",
     "influence.prune": "influence_prune",
+    "influence.mislabeled": "influence_mislabeled",
     "memory.learn": "memory_learn",
     "memory.compare": "memory_compare",
 }

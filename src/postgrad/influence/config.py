@@ -115,6 +115,8 @@ class PruneConfig(RetrainConfig):
     @field_validator("remove", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
+        if isinstance(value, (int, float)):
+            return (value,)
         return tuple(value.split(",")) if isinstance(value, str) else value
 
     @field_validator("remove")
