@@ -238,5 +238,6 @@ def example_gradients(
 
 
 def _axes(matrix: Tensor) -> Tensor:
-    """Eigenvectors, in double precision: factors are nearly singular."""
-    return torch.linalg.eigh(matrix.double()).eigenvectors.to(matrix.dtype)
+    """Eigenvectors, in double precision: factors are nearly singular. Contiguous, as they are when read back: another layout is
+    multiplied in another order."""
+    return torch.linalg.eigh(matrix.double()).eigenvectors.to(matrix.dtype).contiguous()
