@@ -23,6 +23,7 @@ from postgrad.influence.ops import Moments, covariance, merge_moments, moments
 MAX_TOKEN_BYTES = 2 * 2**30
 """Above this token scores are left out."""
 BLOCK_DRAWS = 16
+_CONTEXT, _CHARACTER = 4, 4  # tokens
 _COPIES = 4  # the moments, those of a block, and two of the same size while they are merged
 
 
@@ -137,10 +138,10 @@ class TokenMoments:
 
 
 class Piece(NamedTuple):
-    """A bit of text and its score: a token, or the tokens of one character."""
+    """A bit of text: a token, or the tokens of one character."""
 
     text: str
-    score: float
+    num_tokens: int
 
 
 @dataclass
@@ -221,28 +222,36 @@ def token_scores(per_chain: Sequence[TokenMoments], train: ByToken, queries: ByT
     return TokenScores(by_query, by_train, *counts, train.weights.float().cpu(), *texts)
 
 
-def pieces(tokenizer: Any, ids: Sequence[int], start: int, scores: Tensor) -> tuple[str, list[Piece]]:
-    """What stands before the counted tokens, and the counted tokens as text with their scores.
+def pieces(tokenizer: Any, ids: Sequence[int], start: int) -> tuple[str, list[Piece]]:
+    """What stands before the counted tokens, and these as text.
 
-    Tokens that only together make a character become one piece with the sum of their scores. Spaces that a tokenizer drops at the
-    beginning of a text are kept within it.
+    Tokens that only together make a character become one piece. Spaces that a tokenizer drops at the beginning of a text are kept
+    within it.
 
     Args:
         tokenizer: of the model.
         ids: of the whole text.
         start: the first that counts.
-        scores: of the counted ones [len(ids) − start].
     """
     found: list[Piece] = []
-    before, seen = max(0, start - 4), start
+    before, seen = max(0, start - _CONTEXT), start
     for end in range(start + 1, len(ids) + 1):
         head, whole = (_decode(tokenizer, ids[before:stop]) for stop in (seen, end))
-        if whole.endswith("\ufffd") and end < len(ids) and end - seen < 4:
+        if whole.endswith("\ufffd") and end < len(ids) and end - seen < _CHARACTER:
             continue
         text = whole[len(head) :] if whole.startswith(head) else _decode(tokenizer, ids[seen:end])
-        found.append(Piece(text, float(scores[seen - start : end - start].sum())))
-        before, seen = max(start - 4, seen - 4, 0), end
+        found.append(Piece(text, end - seen))
+        before, seen = max(0, seen - _CONTEXT), end
     return _decode(tokenizer, ids[:start]), found
+
+
+def piece_scores(parts: Sequence[Piece], scores: Tensor) -> list[float]:
+    """Sums over the tokens of each piece.
+
+    >>> piece_scores([Piece("a", 1), Piece("é", 2)], torch.tensor([1.0, 2.0, 4.0]))
+    [1.0, 6.0]
+    """
+    return [float(part.sum()) for part in scores.split([part.num_tokens for part in parts])]
 
 
 def _decode(tokenizer: Any, ids: Sequence[int]) -> str:

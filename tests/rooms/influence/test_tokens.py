@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from postgrad.core.models.phrases import build_tokenizer
 from postgrad.influence import ops, tokens
 from postgrad.influence.api import run
-from postgrad.influence.tokens import ByToken, TokenMoments, moments_bytes, pieces
+from postgrad.influence.tokens import ByToken, TokenMoments, moments_bytes, piece_scores, pieces
 
 QUICK = {"chains": 3, "draws": 21, "burn_in": 3, "thin": 1, "check_step": False}
 
@@ -139,9 +139,8 @@ def test_pieces_are_the_text_and_keep_the_sum() -> None:
     text = "a é 日b"
     ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
     assert len(ids) == 1 + 1 + 2 + 1 + 3 + 1 + 1  # é is two bytes, 日 three
-    scores = torch.arange(1.0, len(ids))
-    before, found = pieces(tokenizer, ids, 1, scores)
+    before, found = pieces(tokenizer, ids, 1)
     assert before == "a"
     assert [piece.text for piece in found] == [" ", "é", " ", "日", "b", tokenizer.eos_token]
-    assert [piece.score for piece in found] == [1.0, 2.0 + 3, 4.0, 5.0 + 6 + 7, 8.0, 9.0]
+    assert piece_scores(found, torch.arange(1.0, len(ids))) == [1, 2 + 3, 4, 5 + 6 + 7, 8, 9]
     assert before + "".join(piece.text for piece in found) == text + tokenizer.eos_token
