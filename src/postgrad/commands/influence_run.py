@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from postgrad.commands.influence_heatmap import TokenRecords
+from postgrad.commands.influence_plan import check_dry_options, show_plan
 from postgrad.commands.influence_show import RESULT_FILE, rewrite_report, show_record
 from postgrad.commands.memory_learn import resume_run
 from postgrad.core.config import validate
@@ -35,6 +36,9 @@ def main(
     device: str,
     options: Mapping[str, Any],
     argv: list[str],
+    *,
+    dry_run: bool = False,
+    json_output: bool = False,
 ) -> int:
     """Attributes, writes the run and prints its rankings; see `postgrad influence run --help`."""
     config = validate(InfluenceConfig, options)
@@ -45,10 +49,13 @@ def main(
     rows = read_examples(train)
     queries: list[Any] = [] if query is None else read_examples(query)
     out = out or Path("runs/influence") / f"{Path(model).resolve().name}-{config.method}"
+    check_dry_options(dry_run, json_output)
     if resume:
         _check_resumable(out, config, overwrite)
     else:
         check_free(out, overwrite=overwrite)
+    if dry_run:
+        return show_plan(model, rows, queries, prompts, config, device, json_output=json_output)
 
     from postgrad.core.models import load
     from postgrad.influence.api import answer

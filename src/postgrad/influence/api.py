@@ -20,6 +20,7 @@ from postgrad.influence.checkpoints import ChainFiles, identify
 from postgrad.influence.config import SAMPLED, InfluenceConfig
 from postgrad.influence.ekfac import LayerBasis, find_layers, fit
 from postgrad.influence.examples import Example, Examples, Texts, make_examples
+from postgrad.influence.plan import check_memory
 from postgrad.influence.result import Result, diagnose, find_problems, from_draws
 from postgrad.influence.sampler import Basis, Draws, Posterior, Sampler, choose_beta
 from postgrad.influence.tokens import by_token, token_scores
@@ -55,7 +56,8 @@ def run(
         Scores [Q, N] with standard errors and diagnostics. The model's weights are what they were, bit by bit.
 
     Raises:
-        ConfigError: an option that cannot be used, or weights that it does not fit; `state` is of another input.
+        ConfigError: an option that cannot be used, or weights that it does not fit; `state` is of another input; draws that do
+            not fit into memory.
         DataError: an example without a loss.
         TrainingError: a loss at the model's own weights is not finite.
         SamplingError: a chain diverged.
@@ -70,6 +72,7 @@ def run(
     else:
         module = cast("nn.Module", model.module if isinstance(model, Model) else model)
         chosen = choose_parameters(module, config.parameters)
+        check_memory(train, queries, config, chosen[0][1].device)
         files = None if state is None or config.method not in SAMPLED else ChainFiles(state)
         stopping = contextlib.nullcontext() if files is None else files.stopping_cleanly()
         with stopping, borrowed(module, chosen) as parameters:

@@ -20,8 +20,8 @@ from postgrad.influence.examples import Examples
 from postgrad.influence.ops import langevin_step, local_beta, rmsprop_step, sgld_step
 from postgrad.influence.tokens import ByToken, TokenMoments
 
-_CURVATURE_STEPS = 20
-_CURVATURE_EXAMPLES = 512
+CURVATURE_STEPS = 20
+CURVATURE_EXAMPLES = 512
 
 
 class Basis(Protocol):
@@ -105,7 +105,7 @@ class Posterior:
         root = self.precision.rsqrt()
         vector = _unit(torch.randn(self.basis.size, generator=generator, device=self.basis.device))
         value = 0.0
-        for _ in range(_CURVATURE_STEPS):
+        for _ in range(CURVATURE_STEPS):
             scaled = root * vector
             product = root * (self.num_tempered * self._hessian_product(scaled) + self.localization * scaled)
             value = float(vector @ product)
@@ -121,7 +121,7 @@ class Posterior:
         total: list[Tensor] | None = None
         count = 0.0
         for batch in self.train.batches(self.config.batch_size):
-            if count >= _CURVATURE_EXAMPLES:
+            if count >= CURVATURE_EXAMPLES:
                 break
             weights = self.train.weights[batch]
             with _twice_differentiable():
