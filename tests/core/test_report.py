@@ -20,6 +20,7 @@ from postgrad.core.figures import PALETTE, Figure, Headline, Interval, Line, to_
 from postgrad.core.glossary import GLOSSARY, explain
 from postgrad.core.report import Table, default_headlines, merge_rows, metric_tiles, write_report
 from postgrad.core.report_samples import MAX_SAMPLES, sample_groups
+from postgrad.core.report_words import MAX_CONTEXT, MAX_PIECES, Heatmap, shaded
 from postgrad.core.run import Run
 
 HOSTILE = [
@@ -272,6 +273,35 @@ def test_tables_and_notes_are_text_in_their_cells(tmp_path: Path) -> None:
     assert "A &amp; B" in page
     assert "A note &lt;i&gt;." in page
     assert page.index("First.") < page.index("<svg") < page.index("Fits &lt;b&gt;")
+
+
+def test_shaded_words_are_text_and_say_their_number(tmp_path: Path) -> None:
+    hostile = HOSTILE[0]
+    head = shaded(hostile, "", 0.0, hostile, [("calm", 0.0), (hostile, 2.0)])
+    low = shaded("<i>low", "−1 ± <b>", -0.5, "", [(" a\nb", -0.25), (HOSTILE[4], 0.5)])
+    chart = Heatmap(
+        f"title {hostile}", ("raises <it>", "lowers it"), head, [("Some", [low]), ("None", [])], "a <note>"
+    )
+    run = make_run(tmp_path / "run", samples=[])
+    page = write_report(run, heatmaps=[chart]).read_text(encoding="utf-8")
+    assert page.count("<script") == 0  # no samples, so no script at all
+    assert '<span class="p5" title="2">&lt;/script&gt;' in page
+    assert "calm<span" in page
+    assert '<span class="n3" title="-0.25"> a\nb</span>' in page
+    assert '<i class="minus" style="width:50.0%"' in page
+    assert "None" not in re.findall(r"<h3>(.*?)</h3>", page)
+
+
+def test_of_a_long_text_the_part_around_its_strongest_word_is_shown() -> None:
+    scores = [(f"w{place} ", 1.0 if place == 700 else 0.1) for place in range(1000)]
+    found = shaded("long", "", 0.0, "before", scores)
+    texts = [word.text for word in found.words]
+    assert len(texts) == MAX_PIECES + 1
+    assert "w700 " in texts
+    assert (found.context, texts[-1]) == ("… ", " …")
+    end = shaded("long", "", 0.0, "x" * 900, scores[:MAX_PIECES])
+    assert end.context == f"…{'x' * MAX_CONTEXT}"
+    assert end.words[-1].text == f"w{MAX_PIECES - 1} "
 
 
 def test_a_derived_run_has_no_steps_metrics_or_replay(tmp_path: Path) -> None:

@@ -37,12 +37,22 @@ DATA is a .jsonl of {"text": …} or {"prompt": …, "completion": …} rows, a 
 )
 @click.option("--out", type=_PATH, metavar="DIR", help="Directory of the run [runs/influence/MODEL-METHOD].")
 @click.option("--overwrite", is_flag=True, help="Throw away the run that is in --out.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, whatever stopped it.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check the input and say what it will take, without the weights; write nothing.",
+)
+@click.option("--json", "json_output", is_flag=True, help="With --dry-run: print one JSON object.")
 @click.pass_obj
 def run(obj: dict[str, Any], model: str, **options: Any) -> int:
     """See `commands.influence_run`."""
-    own = [options.pop(name) for name in ("train", "query", "prompts", "out", "overwrite", "device")]
-    return _command("run").main(model, *own, options, obj[ARGV_KEY])
+    plan = {name: options.pop(name) for name in ("dry_run", "json_output")}
+    own = [
+        options.pop(name) for name in ("train", "query", "prompts", "out", "overwrite", "resume", "device")
+    ]
+    return _command("run").main(model, *own, options, obj[ARGV_KEY], **plan)
 
 
 @influence.command("show", short_help="Print the rankings of a run.")

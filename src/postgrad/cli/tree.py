@@ -122,8 +122,9 @@ def _config_option(name: str, info: Any) -> click.Option:
     default = info.get_default(call_default_factory=True)
     shown = f"{default:.4g}" if isinstance(default, float) else describe_default(default)
     flag = info.annotation is bool
+    word = name.replace("_", "-")
     return click.Option(
-        [f"--{name.replace('_', '-')}", name],
+        [f"--{word}/--no-{word}" if default is True else f"--{word}", name],
         help=f"{text}  [{shown}]",
         metavar=None if flag else describe_type(info.annotation),
         is_flag=flag,

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from postgrad.commands.influence_heatmap import TokenRecords
+from postgrad.commands.influence_plan import check_dry_options, show_plan
 from postgrad.commands.influence_show import RESULT_FILE, rewrite_report, show_record
+from postgrad.commands.memory_learn import resume_run
 from postgrad.core.config import validate
 from postgrad.core.errors import ConfigError, SamplingError
-from postgrad.core.run import Run
-from postgrad.core.runfiles import LineFile, pretty_json, replace_file, to_plain
-from postgrad.influence.config import InfluenceConfig
+from postgrad.core.run import Run, check_free
+from postgrad.core.runfiles import LineFile, pretty_json, remove_tree, replace_file, to_plain
+from postgrad.influence.config import SAMPLED, InfluenceConfig
 from postgrad.influence.data import read_examples
 
 KIND = "influence.run"
 _SCORES = "scores.jsonl"
 _PARQUET = "scores.parquet"
+_CHAINS = "chains"
 _RANKED = 50
 
 
@@ -27,9 +32,13 @@ def main(
     prompts: tuple[str, ...],
     out: Path | None,
     overwrite: bool,
+    resume: bool,
     device: str,
     options: Mapping[str, Any],
     argv: list[str],
+    *,
+    dry_run: bool = False,
+    json_output: bool = False,
 ) -> int:
     """Attributes, writes the run and prints its rankings; see `postgrad influence run --help`."""
     config = validate(InfluenceConfig, options)
@@ -40,9 +49,16 @@ def main(
     rows = read_examples(train)
     queries: list[Any] = [] if query is None else read_examples(query)
     out = out or Path("runs/influence") / f"{Path(model).resolve().name}-{config.method}"
+    check_dry_options(dry_run, json_output)
+    if resume:
+        _check_resumable(out, config, overwrite)
+    else:
+        check_free(out, overwrite=overwrite)
+    if dry_run:
+        return show_plan(model, rows, queries, prompts, config, device, json_output=json_output)
 
     from postgrad.core.models import load
-    from postgrad.influence.api import answer, run
+    from postgrad.influence.api import answer
     from postgrad.influence.examples import Example
 
     loaded = load(model, device=device)
@@ -50,31 +66,73 @@ def main(
         said = answer(loaded, prompt, config.answer_tokens)
         queries.append(Example(f"prompt {number}", said.completion, prompt))
         print(f"{prompt}\n  {said.completion}", flush=True)
-    sampled = config.method in ("langevin", "sgld", "rmsprop", "laplace")
-    with Run.create(
-        out,
-        config,
-        command=argv,
-        kind=KIND,
-        seed=config.seed,
-        overwrite=overwrite,
-        device=str(loaded.device),
-        headline=(("chain/number", "chain", "d"), ("chain/loss", "loss", ".4f")),
-        total_steps=config.chains * config.draws if sampled else None,
-    ) as directory:
-        for name in (_SCORES, _PARQUET, RESULT_FILE):
-            (directory.path / name).unlink(missing_ok=True)
-        result = run(loaded, rows, queries, config, log=directory.log)
-        directory.log(config.chains * config.draws if sampled else 0, result.diagnostics)
-        notes = [*result.notes, *_write_scores(directory.path, result)]
-        record = to_plain({**_record(result), "notes": notes})[0]
-        replace_file(directory.path / RESULT_FILE, pretty_json(record))
+    directory = _begin(out, config, argv, str(loaded.device), overwrite=overwrite, resume=resume)
+    try:
+        with directory:
+            record = _attribute(directory, loaded, rows, queries, config, resume=resume)
+    except KeyboardInterrupt:
+        words = [word for word in argv if word not in ("--overwrite", "--resume")]
+        print(f"Stopped. Go on with: {shlex.join([*words, '--resume'])}")
+        raise
+    remove_tree(directory.path / _CHAINS)
     page = rewrite_report(directory)
     show_record(record, count=5)
     print(f"\nreport: {page}")
     if record["problems"]:
         raise SamplingError(record["withheld"])
     return 0
+
+
+def _check_resumable(out: Path, config: InfluenceConfig, overwrite: bool) -> None:
+    if overwrite:
+        raise ConfigError("--resume keeps the run and --overwrite throws it away; give one of them.")
+    if config.method not in SAMPLED:
+        raise ConfigError(
+            f"Method {config.method} keeps nothing before its end, so it cannot go on. Begin anew: --overwrite."
+        )
+    if Run.open(out).status == "finished":
+        raise ConfigError(f"{out} is finished. Its rankings: postgrad influence show {out}")
+
+
+def _begin(
+    out: Path, config: InfluenceConfig, argv: list[str], device: str, *, overwrite: bool, resume: bool
+) -> Run:
+    """A new run, or the one in `out` with its metrics cut back to the draws that its chains have."""
+    sampled = config.method in SAMPLED
+    shown: dict[str, Any] = {
+        "device": device,
+        "headline": (("chain/number", "chain", "d"), ("chain/loss", "loss", ".4f")),
+        "total_steps": config.chains * config.draws if sampled else None,
+    }
+    if resume:
+        from postgrad.influence.checkpoints import ChainFiles
+
+        run = resume_run(out, KIND, config, argv, **shown)
+        run.truncate_after(ChainFiles(out / _CHAINS).num_draws() - 1)
+        return run
+    run = Run.create(out, config, command=argv, kind=KIND, seed=config.seed, overwrite=overwrite, **shown)
+    for name in (_SCORES, _PARQUET, RESULT_FILE, _CHAINS):
+        remove_tree(run.path / name)
+    return run
+
+
+def _attribute(
+    directory: Run, model: Any, rows: Any, queries: Any, config: InfluenceConfig, *, resume: bool
+) -> dict[str, Any]:
+    """Scores in the run, and what result.json says."""
+    from postgrad.influence.api import run
+
+    try:
+        result = run(model, rows, queries, config, log=directory.log, state=directory.path / _CHAINS)
+    except ConfigError:
+        if resume:  # other data: the run is what it was
+            directory.finish("interrupted")
+        raise
+    directory.log(0 if result.draws is None else result.draws.distance.numel(), result.diagnostics)
+    notes = [*result.notes, *_write_scores(directory.path, result)]
+    record = to_plain({**_record(result), "notes": notes})[0]
+    replace_file(directory.path / RESULT_FILE, pretty_json(record))
+    return record
 
 
 def _write_scores(folder: Path, result: Any) -> list[str]:
@@ -107,21 +165,27 @@ def _record(result: Any) -> dict[str, Any]:
     """All that `show` and the report need, rankings of the first and last fifty included."""
     from postgrad.influence.result import withheld
 
-    def ranked(entries: Any) -> list[dict[str, Any]]:
-        return [entry._asdict() for entry in entries]
+    tokens = TokenRecords(result.tokens) if result.tokens is not None and result.train else None
 
+    def ranked(query: int, entries: Any) -> list[dict[str, Any]]:
+        found = [entry._asdict() for entry in entries]
+        if tokens is not None:
+            for entry in found[: tokens.count]:
+                entry["tokens"] = tokens.of_example(query, entry["number"])
+        return found
+
+    queries: list[dict[str, Any]] = []
+    for index, (name, text) in enumerate(result.queries):
+        row: dict[str, Any] = {"id": name, "text": text}
+        if tokens is not None:
+            row["tokens"] = tokens.of_query(index)
+        row["proponents"] = ranked(index, result.proponents(index, _RANKED, anyway=True))
+        row["opponents"] = ranked(index, result.opponents(index, _RANKED, anyway=True))
+        queries.append(row)
     return {
         "num_train": len(result.train),
         "problems": result.problems,
         "withheld": withheld(result.problems) if result.problems else "",
         "diagnostics": result.diagnostics,
-        "queries": [
-            {
-                "id": name,
-                "text": text,
-                "proponents": ranked(result.proponents(index, _RANKED, anyway=True)),
-                "opponents": ranked(result.opponents(index, _RANKED, anyway=True)),
-            }
-            for index, (name, text) in enumerate(result.queries)
-        ],
+        "queries": queries,
     }

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from postgrad.commands.influence_heatmap import heatmaps
 from postgrad.core.console import print_rows
 from postgrad.core.errors import RunError, SamplingError
 from postgrad.core.figures import Figure, Headline, Line, format_number
 from postgrad.core.glossary import explain
 from postgrad.core.report import Table, write_report
+from postgrad.core.report_words import Heatmap
 from postgrad.core.run import Run
 
 RESULT_FILE = "result.json"
@@ -66,14 +68,22 @@ def rewrite_report(run: Run) -> Path:
             [(key, format_number(value), explain(key)) for key, value in diagnostics.items()],
         )
     ]
+    maps: list[Heatmap] = []
     if not record["problems"]:
+        maps, shaded = heatmaps(record["queries"], _facts)
         tables += [
             Table(f"{query['id']}: {_short(query['text'], 300)}", _HEADER, _ranking(query, 15, 300), _SIGN)
-            for query in record["queries"]
+            for query in record["queries"][shaded:]
         ]
     notes = [*record["notes"], *([record["withheld"]] if record["problems"] else [])]
     return write_report(
-        run, headlines=headlines, figures=_traces(run), tables=tables, notes=notes, derived=True
+        run,
+        headlines=headlines,
+        figures=_traces(run),
+        tables=tables,
+        heatmaps=maps,
+        notes=notes,
+        derived=True,
     )
 
 
@@ -109,6 +119,13 @@ def _ranking(query: Mapping[str, Any], count: int, limit: int) -> list[tuple[str
         )
         for sign, one in sides
     ]
+
+
+def _facts(one: Mapping[str, Any]) -> str:
+    """A ranked example's numbers in a line."""
+    error = "" if one["error"] is None else f"\u00a0±\u00a0{one['error']:.2g}"
+    shown = "" if one["correlation"] is None else f", correlation\u00a0{one['correlation']:.2f}"
+    return f"{one['score']:+.3g}{error}{shown}"
 
 
 def _short(text: str, limit: int) -> str:

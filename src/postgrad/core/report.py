@@ -38,6 +38,7 @@ from postgrad.core.figures import (
 )
 from postgrad.core.glossary import explain
 from postgrad.core.report_samples import sample_groups, script_json
+from postgrad.core.report_words import Heatmap
 from postgrad.core.run import Run
 from postgrad.core.runfiles import explain_os_error, replace_file
 
@@ -112,6 +113,7 @@ def write_report(
     headlines: Sequence[Headline] | None = None,
     figures: Sequence[Figure] | None = None,
     tables: Sequence[Table] = (),
+    heatmaps: Sequence[Heatmap] = (),
     pictures: Sequence[Picture] = (),
     notes: Sequence[str] = (),
     derived: bool = False,
@@ -123,7 +125,8 @@ def write_report(
         headlines: the numbers at the top; default: those of the metric keys.
         figures: large figures; default: held-out and training pass rate, where logged.
         tables: below the figures.
-        pictures: below the tables.
+        heatmaps: texts with shaded words, below the tables.
+        pictures: below these.
         notes: sentences right below the headlines.
         derived: the run was computed from something else in a moment: no steps, no metrics over them, and no replay from
             its config alone.
@@ -153,6 +156,7 @@ def write_report(
         headlines=list(headlines) if headlines is not None else default_headlines(steps, series),
         figures=large,
         tables=tables,
+        heatmaps=heatmaps,
         pictures=pictures,
         notes=notes,
         areas=_by_area(tiles),

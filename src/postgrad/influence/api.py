@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -14,11 +16,14 @@ from postgrad.core.errors import ConfigError, TrainingError
 from postgrad.core.models import Model
 from postgrad.influence import ops
 from postgrad.influence.baselines import bm25, gradient_scores
+from postgrad.influence.checkpoints import ChainFiles, identify
 from postgrad.influence.config import SAMPLED, InfluenceConfig
 from postgrad.influence.ekfac import LayerBasis, find_layers, fit
 from postgrad.influence.examples import Example, Examples, Texts, make_examples
+from postgrad.influence.plan import check_memory
 from postgrad.influence.result import Result, diagnose, find_problems, from_draws
-from postgrad.influence.sampler import Basis, Draws, Posterior, choose_beta, sample
+from postgrad.influence.sampler import Basis, Draws, Posterior, Sampler, choose_beta
+from postgrad.influence.tokens import by_token, token_scores
 from postgrad.influence.weights import Named, PlainBasis, borrowed, choose_parameters
 
 Log = Callable[[int, Mapping[str, Any]], None]
@@ -33,6 +38,7 @@ def run(
     config: InfluenceConfig | None = None,
     *,
     log: Log | None = None,
+    state: Path | str | None = None,
     **options: Any,
 ) -> Result:
     """Which training examples lower or raise the loss of which queries.
@@ -43,15 +49,20 @@ def run(
         queries: the same; what the model said, or was asked.
         config: settings; `options` override its fields.
         log: told (number of the draw, metrics) after every draw.
+        state: directory where the chains keep their state every few seconds; after a kill the same call goes on from there.
+            It may be removed afterwards.
 
     Returns:
         Scores [Q, N] with standard errors and diagnostics. The model's weights are what they were, bit by bit.
 
     Raises:
-        ConfigError: an option that cannot be used, or weights that it does not fit.
+        ConfigError: an option that cannot be used, or weights that it does not fit; `state` is of another input; draws that do
+            not fit into memory.
         DataError: an example without a loss.
         TrainingError: a loss at the model's own weights is not finite.
         SamplingError: a chain diverged.
+        RunError: `state` cannot be read or written.
+        KeyboardInterrupt: Ctrl-C; with `state`, when the running step is done and kept.
     """
     config = validate(InfluenceConfig, {**(config or InfluenceConfig()).model_dump(), **options})
     train, queries, notes = _examples(model, train, queries, config)
@@ -61,8 +72,11 @@ def run(
     else:
         module = cast("nn.Module", model.module if isinstance(model, Model) else model)
         chosen = choose_parameters(module, config.parameters)
-        with borrowed(module, chosen) as parameters:
-            result = _attribute(module, chosen, parameters, train, queries, config, log)
+        check_memory(train, queries, config, chosen[0][1].device)
+        files = None if state is None or config.method not in SAMPLED else ChainFiles(state)
+        stopping = contextlib.nullcontext() if files is None else files.stopping_cleanly()
+        with stopping, borrowed(module, chosen) as parameters:
+            result = _attribute(module, chosen, parameters, train, queries, config, log, files)
     result.diagnostics["time/attribute_s"] = time.monotonic() - started
     result.notes[:0] = notes
     result.train, result.queries = _names(train), _names(queries)
@@ -142,12 +156,14 @@ def _attribute(
     queries: Examples,
     config: InfluenceConfig,
     log: Log | None,
+    files: ChainFiles | None,
 ) -> Result:
     basis: Basis = PlainBasis(parameters)
     if config.method in ("langevin", "laplace", "ekfac", "gradient"):
         basis = LayerBasis(find_layers(module, chosen), parameters)
     losses = _losses_at_centre(train, queries, config.batch_size, basis.device)
-    if isinstance(basis, LayerBasis) and config.method != "gradient":
+    kept = files is not None and files.begin(identify(module, train, queries, config), basis)
+    if isinstance(basis, LayerBasis) and config.method != "gradient" and not kept:
         generator = torch.Generator(basis.device).manual_seed(config.seed + _FACTOR_SEED)
         fit(basis, parameters, train, config.batch_size, generator)
     if isinstance(basis, LayerBasis) and config.method in ("ekfac", "gradient"):
@@ -157,7 +173,7 @@ def _attribute(
         )
         scores, own = gradient_scores(basis, parameters, train, queries, config.batch_size, precision)
         return Result(scores.cpu(), self_scores=own.cpu(), losses=losses.cpu())
-    result = _sampled(parameters, train, queries, basis, losses, config, log)
+    result = _sampled(parameters, train, queries, basis, losses, config, log, files)
     result.losses = losses.cpu()
     return result
 
@@ -191,14 +207,19 @@ def _sampled(
     losses: Tensor,
     config: InfluenceConfig,
     log: Log | None,
+    files: ChainFiles | None,
 ) -> Result:
     assert config.method in SAMPLED
+    sides = by_token(train, queries, config.chains) if config.tokens else None
+    if isinstance(sides, tuple):
+        train, queries = sides
     posterior = Posterior(parameters, train, basis, config)
     generator = torch.Generator(basis.device).manual_seed(config.seed + _FACTOR_SEED + 1)
     metrics: dict[str, float] = {}
-    step = config.relative_step
+    step, curvature = config.relative_step, torch.nan
     if config.method in ("langevin", "sgld"):
-        curvature = posterior.largest_curvature(generator)
+        curvature = None if files is None else files.curvature
+        curvature = posterior.largest_curvature(generator) if curvature is None else curvature
         step /= curvature
         metrics["sampler/curvature"] = curvature
     elif config.method == "rmsprop":
@@ -207,13 +228,18 @@ def _sampled(
         metrics["sampler/step_size"] = step
     metrics["sampler/beta"] = posterior.beta
     metrics["sampler/num_weights"] = float(basis.size)
-    progress = _progress(log, train.weights, metrics)
-    draws = sample(posterior, queries, step, progress)
+    if files is not None:
+        files.keep_origin(basis, curvature)
+    progress = _progress(log, train.weights, metrics, 0 if files is None else files.num_draws())
+    sampler = Sampler(
+        posterior, queries, step, keeper=files, tokens=sides if isinstance(sides, tuple) else None
+    )
+    draws = sampler.sample(config.draws, progress)
     per_chain, scores, errors, correlation = from_draws(draws)
     loss_at_centre = float((losses * train.weights).sum() / train.weights.sum())
     found = diagnose(draws, train.weights, loss_at_centre, posterior.num_tempered, per_chain)
     if config.check_step and config.method != "laplace" and len(train) > 2:
-        found["diagnostics/agreement"] = _agreement(parameters, posterior, queries, step / 2, scores)
+        found["diagnostics/agreement"] = _agreement(parameters, posterior, queries, step / 2, scores, files)
     return Result(
         scores.cpu(),
         errors.cpu(),
@@ -221,28 +247,35 @@ def _sampled(
         {**metrics, **found},
         find_problems(found, config),
         self_scores=draws.train.double().var(1).mean(0).float().cpu(),
+        notes=[sides] if isinstance(sides, str) else [],
+        tokens=token_scores(sampler.token_moments, *sides) if isinstance(sides, tuple) else None,
         draws=Draws(*(part.cpu() for part in draws)),
     )
 
 
 def _agreement(
-    parameters: Sequence[nn.Parameter], posterior: Posterior, queries: Examples, step: float, scores: Tensor
+    parameters: Sequence[nn.Parameter],
+    posterior: Posterior,
+    queries: Examples,
+    step: float,
+    scores: Tensor,
+    files: ChainFiles | None,
 ) -> float:
     """Rank correlation, median over queries, with the scores of as many draws, of as long chains, at half the step."""
     posterior.place(torch.zeros(posterior.basis.size, device=posterior.basis.device))
     before = posterior.config
     slower = before.model_copy(update={"burn_in": 2 * before.burn_in, "thin": 2 * before.thin})
     again = Posterior(parameters, posterior.train, posterior.basis, slower)
-    _, halved, _, _ = from_draws(sample(again, queries, step, seed_offset=_CHECK_SEED))
+    sampler = Sampler(again, queries, step, name="half", seed_offset=_CHECK_SEED, keeper=files)
+    _, halved, _, _ = from_draws(sampler.sample(before.draws))
     return float(ops.spearman(scores, halved).median())
 
 
 def _progress(
-    log: Log | None, weights: Tensor, first: Mapping[str, float]
+    log: Log | None, weights: Tensor, first: Mapping[str, float], count: int
 ) -> Callable[[int, Tensor], None] | None:
     if log is None:
         return None
-    count = 0
 
     def progress(chain: int, losses: Tensor) -> None:
         nonlocal count

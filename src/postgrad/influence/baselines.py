@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from postgrad.influence.ekfac import LayerBasis, example_gradients
 from postgrad.influence.examples import Examples
 
-_GRADIENT_FLOATS = 2**28
+GRADIENT_FLOATS = 2**28
 
 
 def gradient_scores(
@@ -33,7 +33,7 @@ def gradient_scores(
     """
     scores = torch.empty(len(queries), len(train), device=basis.device)
     own = torch.empty(len(train), device=basis.device)
-    part = max(1, _GRADIENT_FLOATS // basis.size)
+    part = max(1, GRADIENT_FLOATS // basis.size)
     rows: list[tuple[list[int], Tensor]] = []
 
     def finish() -> None:

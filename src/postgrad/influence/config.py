@@ -50,6 +50,9 @@ class InfluenceConfig(Config):
     """Of one text; what is longer is cut, and counted."""
     answer_tokens: int = Field(default=64, ge=1)
     """Of an answer that the model is to give first (`--prompt`)."""
+    tokens: bool = True
+    """Score single tokens too, of queries and of training examples: 8·(T_q·N + Q·T_n) bytes for each chain and three more, T_q
+    and T_n all their tokens; above 2 GiB they are left out, with a note. Methods with draws alone."""
     check_step: bool = True
     """Run the chains once more with half the step, and require that the scores agree."""
     max_r_hat: float = Field(default=1.1, gt=1)

@@ -83,8 +83,8 @@ class LayerBasis:
         self.layers = list(layers)
         self.device = parameters[0].device
         self._shapes = [parameter.shape for parameter in parameters]
-        self._sizes = [self._shape(layer) for layer in layers]
-        self.size = sum(rows * columns for rows, columns in self._sizes)
+        self.sizes = [self._shape(layer) for layer in layers]
+        self.size = sum(rows * columns for rows, columns in self.sizes)
 
     def to_flat(self, tensors: Sequence[Tensor]) -> Tensor:
         """[D] from one tensor for each parameter."""
@@ -93,8 +93,8 @@ class LayerBasis:
     def from_flat(self, flat: Tensor) -> list[Tensor]:
         """One tensor for each parameter from [D]."""
         found: list[Tensor] = [flat] * len(self._shapes)
-        parts = flat.split([rows * columns for rows, columns in self._sizes])
-        for layer, part, size in zip(self.layers, parts, self._sizes, strict=True):
+        parts = flat.split([rows * columns for rows, columns in self.sizes])
+        for layer, part, size in zip(self.layers, parts, self.sizes, strict=True):
             matrix = layer.from_axes(part.view(size))
             if layer.bias is not None:
                 found[layer.bias], matrix = matrix[:, -1], matrix[:, :-1]
@@ -222,21 +222,22 @@ def example_gradients(
     """(indices, gradient of each example on the axes of each layer [B, O, I]), batch by batch; of sampled targets with a
     generator, of the true ones without."""
     recorder = Recorder(basis.layers)
-    with recorder.recording():
-        for batch in examples.batches(batch_size):
+    for batch in examples.batches(batch_size):
+        with recorder.recording():  # closed before the caller has its turn, whose passes are not ours
             losses = (
                 examples.losses(batch) if generator is None else examples.sampled_losses(batch, generator)
             )
             calls = recorder.take(losses, parameters)
-            found: list[Tensor] = []
-            for layer, parts in zip(basis.layers, calls, strict=True):
-                matrices = [torch.einsum("bto,bti->boi", gradient, read) for read, gradient in parts]
-                if not matrices:
-                    raise ConfigError("A chosen linear layer takes no part in the loss. Narrow parameters.")
-                found.append(layer.to_axes(torch.stack(matrices).sum(0)))
-            yield batch, found
+        found: list[Tensor] = []
+        for layer, parts in zip(basis.layers, calls, strict=True):
+            matrices = [torch.einsum("bto,bti->boi", gradient, read) for read, gradient in parts]
+            if not matrices:
+                raise ConfigError("A chosen linear layer takes no part in the loss. Narrow parameters.")
+            found.append(layer.to_axes(torch.stack(matrices).sum(0)))
+        yield batch, found
 
 
 def _axes(matrix: Tensor) -> Tensor:
-    """Eigenvectors, in double precision: factors are nearly singular."""
-    return torch.linalg.eigh(matrix.double()).eigenvectors.to(matrix.dtype)
+    """Eigenvectors, in double precision: factors are nearly singular. Contiguous, as they are when read back: another layout is
+    multiplied in another order."""
+    return torch.linalg.eigh(matrix.double()).eigenvectors.to(matrix.dtype).contiguous()

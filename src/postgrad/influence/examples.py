@@ -119,6 +119,7 @@ class Texts:
         examples: what they are.
         weights: copies of each, float32 [N].
         tokens: ids of each.
+        starts: place of the first token that counts, of each.
         num_cut: examples that were longer than `max_tokens`.
     """
 
@@ -126,8 +127,8 @@ class Texts:
         self.examples = list(examples)
         self.weights = torch.tensor([float(one.copies) for one in examples], device=model.device)
         self.tokens: list[list[int]] = []
+        self.starts: list[int] = []
         self.num_cut = 0
-        self._starts: list[int] = []
         self._model = model
         limit = min(max_tokens, model.context_length or max_tokens)
         for one in examples:
@@ -140,6 +141,16 @@ class Texts:
     def names(self) -> list[tuple[str, str]]:
         """(id, text) of each."""
         return [(one.id, one.text) for one in self.examples]
+
+    @property
+    def num_tokens(self) -> list[int]:
+        """How many tokens of each count."""
+        return [len(ids) - start for ids, start in zip(self.tokens, self.starts, strict=True)]
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of the model."""
+        return self._model.tokenizer
 
     def losses(self, indices: Sequence[int]) -> Tensor:
         """Sum over each example's counted tokens, nats, float32 [B]."""
@@ -187,7 +198,7 @@ class Texts:
                 "Raise max_tokens, or shorten the prompt."
             )
         self.tokens.append(ids)
-        self._starts.append(start)
+        self.starts.append(start)
 
     def _predict(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of the counted tokens float32 [T, V], the tokens [T], and how many each example has [B]."""
@@ -198,7 +209,7 @@ class Texts:
         counted = torch.zeros(len(rows), width, dtype=torch.bool)
         for number, (index, row) in enumerate(zip(indices, rows, strict=True)):
             tokens[number, : len(row)] = torch.tensor(row)
-            counted[number, self._starts[index] : len(row)] = True
+            counted[number, self.starts[index] : len(row)] = True
         tokens, counted = tokens.to(device), counted[:, 1:].to(device)
         logits = cast("Any", self._model.module)(input_ids=tokens, use_cache=False).logits[:, :-1]
         return logits[counted].float(), tokens[:, 1:][counted], counted.sum(1)

@@ -49,9 +49,8 @@ def merge_moments(first: Moments, second: Moments) -> Moments:
     """
     count = first.num_draws + second.num_draws
     left, right = second.left - first.left, second.right - first.right
-    cross = (
-        first.cross + second.cross + torch.outer(left, right) * (first.num_draws * second.num_draws / count)
-    )
+    scale = first.num_draws * second.num_draws / count
+    cross = torch.addr(first.cross + second.cross, left, right, alpha=scale)
     share = second.num_draws / count
     return Moments(count, first.left + left * share, first.right + right * share, cross)
 

@@ -12,6 +12,7 @@ from postgrad.core.errors import SamplingError
 from postgrad.influence import ops
 from postgrad.influence.config import InfluenceConfig
 from postgrad.influence.sampler import Draws
+from postgrad.influence.tokens import TokenScores
 
 
 class Ranked(NamedTuple):
@@ -41,6 +42,8 @@ class Result:
         losses: of the training examples at the model's own weights [N].
         train, queries: (id, text) of each, where there are texts.
         draws: losses at the draws; None of a method without draws.
+        tokens: scores of single tokens of queries [T_q, N] and of training examples [Q, T_n], which add up to `scores`; None of
+            a method without draws, without `tokens`, or where a note says why.
     """
 
     scores: Tensor
@@ -54,6 +57,7 @@ class Result:
     self_scores: Tensor | None = None
     losses: Tensor | None = None
     draws: Draws | None = None
+    tokens: TokenScores | None = None
 
     def proponents(self, query: int = 0, count: int = 10, *, anyway: bool = False) -> list[Ranked]:
         """Training examples with the highest scores, best first.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,10 @@ from postgrad.core.errors import SamplingError
 from postgrad.influence.config import InfluenceConfig
 from postgrad.influence.examples import Examples
 from postgrad.influence.ops import langevin_step, local_beta, rmsprop_step, sgld_step
+from postgrad.influence.tokens import ByToken, TokenMoments
 
-_CURVATURE_STEPS = 20
-_CURVATURE_EXAMPLES = 512
+CURVATURE_STEPS = 20
+CURVATURE_EXAMPLES = 512
 
 
 class Basis(Protocol):
@@ -104,7 +105,7 @@ class Posterior:
         root = self.precision.rsqrt()
         vector = _unit(torch.randn(self.basis.size, generator=generator, device=self.basis.device))
         value = 0.0
-        for _ in range(_CURVATURE_STEPS):
+        for _ in range(CURVATURE_STEPS):
             scaled = root * vector
             product = root * (self.num_tempered * self._hessian_product(scaled) + self.localization * scaled)
             value = float(vector @ product)
@@ -120,7 +121,7 @@ class Posterior:
         total: list[Tensor] | None = None
         count = 0.0
         for batch in self.train.batches(self.config.batch_size):
-            if count >= _CURVATURE_EXAMPLES:
+            if count >= CURVATURE_EXAMPLES:
                 break
             weights = self.train.weights[batch]
             with _twice_differentiable():
@@ -179,9 +180,18 @@ class Chain:
         queries: their losses are taken at every draw.
         step_size: ε.
         seed: of its generator.
+        tokens: told of every draw.
     """
 
-    def __init__(self, posterior: Posterior, queries: Examples, step_size: float, seed: int) -> None:
+    def __init__(
+        self,
+        posterior: Posterior,
+        queries: Examples,
+        step_size: float,
+        seed: int,
+        tokens: TokenMoments | None = None,
+    ) -> None:
+        self.tokens = tokens
         self._posterior, self._queries, self._step_size = posterior, queries, step_size
         self._config = posterior.config
         self._generator = torch.Generator(posterior.basis.device).manual_seed(seed)
@@ -189,7 +199,9 @@ class Chain:
         self._records: list[tuple[Tensor, Tensor, Tensor]] = []
         self._noise = self._draw_noise()
         self._displacement = torch.zeros_like(self._noise)
-        self._squares = torch.zeros_like(self._noise)
+        self._squares = torch.zeros(self._noise.numel() if self._config.method == "rmsprop" else 0).to(
+            self._noise
+        )
         if self._config.method in ("langevin", "laplace"):  # a draw of the Gaussian that the factors describe
             self._displacement = self._draw_noise() / posterior.precision.sqrt()
 
@@ -232,28 +244,48 @@ class Chain:
         self._step += 1
         return due
 
-    def draws(self) -> Draws:
-        """All so far, as [S, …]."""
-        train, query, distance = (torch.stack(column) for column in zip(*self._records, strict=True))
-        return Draws(train, query, distance)
+    def draws(self, count: int | None = None) -> Draws:
+        """The first `count`, or all so far, as [S, …]."""
+        columns = zip(*self._records[:count], strict=True)
+        return Draws(*(torch.stack(column) for column in columns))
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that the rest of the chain depends on, and its draws."""
-        return {
-            "step": self._step,
+    def end(self) -> None:
+        """Forgets draws and place: nothing is left but token moments."""
+        self._records.clear()
+        self._displacement = self._noise = self._squares = self._noise.new_zeros(0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that the rest of the chain depends on, and its draws: flat, all tensors."""
+        state = {
+            "step": torch.tensor(self._step),
             "generator": self._generator.get_state(),
             "displacement": self._displacement.clone(),
             "noise": self._noise.clone(),
-            "squares": self._squares.clone(),
-            "records": list(self._records),
         }
+        if self._config.method == "rmsprop":
+            state["squares"] = self._squares.clone()
+        if self._records:
+            state |= {f"draws.{name}": part for name, part in self.draws()._asdict().items()}
+        if self.tokens is not None:
+            state |= {f"tokens.{name}": part for name, part in self.tokens.state_dict().items()}
+        return state
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where `state_dict` was taken."""
-        self._step = state["step"]
-        self._generator.set_state(state["generator"])
-        self._displacement, self._noise = state["displacement"].clone(), state["noise"].clone()
-        self._squares, self._records = state["squares"].clone(), list(state["records"])
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on where `state_dict` was taken, on this chain's device."""
+        device = self._displacement.device
+        self._step = int(state["step"])
+        self._generator.set_state(state["generator"].cpu())
+        self._displacement, self._noise = (
+            state[name].clone().to(device) for name in ("displacement", "noise")
+        )
+        if "squares" in state:
+            self._squares = state["squares"].clone().to(device)
+        columns = [state[f"draws.{name}"].to(device) for name in Draws._fields if f"draws.{name}" in state]
+        self._records = list(zip(*(column.unbind() for column in columns), strict=True)) if columns else []
+        if self.tokens is not None:
+            prefix = "tokens."
+            own = {key.removeprefix(prefix): part for key, part in state.items() if key.startswith(prefix)}
+            self.tokens.load_state_dict({name: part.to(device) for name, part in own.items()})
 
     def _draw_noise(self) -> Tensor:
         basis = self._posterior.basis
@@ -293,23 +325,89 @@ class Chain:
                     f"{float(values[bad[0]]):.3g}. Lower step_size (now {self._config.relative_step:g}), or raise damping."
                 )
         self._records.append((train, query, self._displacement.norm()))
+        if self.tokens is not None:
+            self.tokens.add(train, query)
 
 
-def sample(
-    posterior: Posterior,
-    queries: Examples,
-    step_size: float,
-    progress: Callable[[int, Tensor], None] | None = None,
-    *,
-    seed_offset: int = 0,
-) -> Draws:
-    """All chains, one after the other. `progress` is told the chain's number and the training losses after every draw."""
-    found: list[Draws] = []
-    for number in range(posterior.config.chains):
-        seed = (posterior.config.seed * 1_000_003 + number + seed_offset) % 2**63
-        chain = Chain(posterior, queries, step_size, seed)
-        while not chain.done:
-            if chain.advance() and progress is not None:
-                progress(number, chain.last_losses)
-        found.append(chain.draws())
-    return Draws(*(torch.stack(column) for column in zip(*found, strict=True)))
+class Keeper(Protocol):
+    """Where the state of chains is kept, so that they can go on after the process has died."""
+
+    def restore(self, name: str, chain: Chain) -> None:
+        """Brings a new chain to where the one of this name was, if it was kept."""
+        ...
+
+    def keep(self, name: str, chain: Chain, *, now: bool = False) -> None:
+        """Told after every step; writes when it is time, or now. May raise KeyboardInterrupt, having written."""
+        ...
+
+
+class Sampler:
+    """All chains of one kind, advanced one after the other.
+
+    Args:
+        posterior: what is sampled.
+        queries: their losses are taken at every draw.
+        step_size: ε.
+        name: of the kind; chain c is `name-c` to the keeper.
+        seed_offset: added to the chains' seeds.
+        keeper: keeps the chains' state.
+        tokens: both sides by token, training first; None = no token scores.
+    """
+
+    def __init__(
+        self,
+        posterior: Posterior,
+        queries: Examples,
+        step_size: float,
+        *,
+        name: str = "chain",
+        seed_offset: int = 0,
+        keeper: Keeper | None = None,
+        tokens: tuple[ByToken, ByToken] | None = None,
+    ) -> None:
+        self._posterior, self._queries, self._step_size = posterior, queries, step_size
+        self._name, self._seed_offset, self._keeper, self._tokens = name, seed_offset, keeper, tokens
+        self._chains: list[Chain] = []
+
+    @property
+    def token_moments(self) -> list[TokenMoments]:
+        """Of each chain so far; empty without tokens."""
+        return [chain.tokens for chain in self._chains if chain.tokens is not None]
+
+    def sample(
+        self, num_draws: int, progress: Callable[[int, Tensor], None] | None = None, *, last: bool = True
+    ) -> Draws:
+        """The first S draws of every chain.
+
+        Args:
+            num_draws: S; a later call may ask for more.
+            progress: told the chain's number and the training losses after every new draw.
+            last: no more will be asked for, so that a chain's place in weight space need not be held when it is done.
+        """
+        found: list[Draws] = []
+        for number in range(self._posterior.config.chains):
+            chain = self._chain(number)
+            name, begun = f"{self._name}-{number}", chain.num_draws
+            while chain.num_draws < num_draws:
+                if chain.advance() and progress is not None:
+                    progress(number, chain.last_losses)
+                if self._keeper is not None:
+                    self._keeper.keep(name, chain)
+            if self._keeper is not None and chain.num_draws > begun:
+                self._keeper.keep(name, chain, now=True)
+            found.append(chain.draws(num_draws))
+            if last:
+                chain.end()
+        return Draws(*(torch.stack(column) for column in zip(*found, strict=True)))
+
+    def _chain(self, number: int) -> Chain:
+        """A new one, or as it was kept."""
+        if number == len(self._chains):
+            config = self._posterior.config
+            seed = (config.seed * 1_000_003 + number + self._seed_offset) % 2**63
+            tokens = None if self._tokens is None else TokenMoments(*self._tokens)
+            chain = Chain(self._posterior, self._queries, self._step_size, seed, tokens)
+            if self._keeper is not None:
+                self._keeper.restore(f"{self._name}-{number}", chain)
+            self._chains.append(chain)
+        return self._chains[number]

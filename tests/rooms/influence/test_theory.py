@@ -11,6 +11,7 @@ from tests.rooms.influence.problems import Labels, Regression, regression
 from torch import Tensor, nn
 
 from postgrad.core.errors import ConfigError, SamplingError
+from postgrad.influence import baselines
 from postgrad.influence.api import run
 from postgrad.influence.config import InfluenceConfig
 from postgrad.influence.ekfac import LayerBasis, example_gradients, find_layers, fit
@@ -137,6 +138,15 @@ def test_gradient_scores_are_dot_products_in_any_batches() -> None:
     for batch_size in (3, 64):
         result = run(module, train, queries, method="gradient", batch_size=batch_size)
         torch.testing.assert_close(result.scores, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_queries_in_parts_have_the_scores_of_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training gradients are made between the queries' own; neither gets into the other."""
+    module, train, queries = classifier()
+    whole = run(module, train, queries, method="ekfac", batch_size=2).scores
+    monkeypatch.setattr(baselines, "GRADIENT_FLOATS", 2 * sum(p.numel() for p in module.parameters()))
+    parts = run(module, train, queries, method="ekfac", batch_size=2).scores
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-7)
 
 
 def test_corrected_eigenvalues_are_second_moments_on_the_axes() -> None:

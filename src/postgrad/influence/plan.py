@@ -1,0 +1,315 @@
+"""What an attribution will take, before any weight is there: from a model's shape, the tokens of the texts and the settings.
+
+`read_sizes` counts; `plan` has the formulas. How many examples go forward and backward is exact, and so are the bytes of weights,
+factors, chains, draws and token moments. The rest is an estimate: activations are taken as what the linear layers read and write
+with the logits, operations as those of matrix products with weights (attention's token-by-token products are left out).
+
+Symbols: P weights of the model, M those that a token is multiplied with, D sampled ones, [O, I] a layer with its bias as column,
+N training examples, Q queries, C chains, S draws, T tokens with padding, b bytes of a weight as loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from postgrad.core.errors import ConfigError
+from postgrad.influence.baselines import GRADIENT_FLOATS
+from postgrad.influence.config import SAMPLED, InfluenceConfig
+from postgrad.influence.ekfac import LayerBasis, find_layers
+from postgrad.influence.examples import Examples, Texts
+from postgrad.influence.sampler import CURVATURE_EXAMPLES, CURVATURE_STEPS
+from postgrad.influence.tokens import MAX_TOKEN_BYTES, moments_bytes
+from postgrad.influence.weights import choose_parameters, is_linear
+
+WITH_LAYERS = ("langevin", "laplace", "ekfac", "gradient")
+_DRAW_BYTES = 28
+"""For each loss of a draw while scores are made: itself in float32, and three times in float64."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers, not bytes.
+
+    Attributes:
+        num_parameters, num_multiplied, num_sampled: P, M, D.
+        layers: (O, I) of the layers that are sampled along EK-FAC's axes; empty for the other methods.
+        activations: numbers that a token leaves behind in a forward pass.
+        num_train, num_queries: N, Q, equal ones merged.
+        train_tokens, query_tokens: in one pass over each, padding included.
+        counted_train, counted_query: tokens with a loss of each example.
+        batch_tokens: of the largest training batch, padding included.
+    """
+
+    num_parameters: int
+    num_multiplied: int
+    num_sampled: int
+    layers: tuple[tuple[int, int], ...]
+    activations: int
+    num_train: int
+    num_queries: int
+    train_tokens: int
+    query_tokens: int
+    counted_train: tuple[int, ...]
+    counted_query: tuple[int, ...]
+    batch_tokens: int
+
+
+def read_sizes(module: nn.Module, train: Texts, queries: Texts, config: InfluenceConfig) -> Sizes:
+    """Counts of a model, real or on the meta device.
+
+    Raises:
+        ConfigError: `parameters` fits no weight, or weights that the method does not know; as `run` would.
+    """
+    chosen = choose_parameters(module, config.parameters) if config.method != "bm25" else []
+    sampled, layers = sum(parameter.numel() for _, parameter in chosen), []
+    if config.method in WITH_LAYERS:
+        basis = LayerBasis(find_layers(module, chosen), [parameter for _, parameter in chosen])
+        layers = basis.sizes
+    linear = [cast("Any", part).weight for part in module.modules() if is_linear(part)]
+    head = cast("Any", module).get_output_embeddings().weight
+    owned = {id(weight): weight for weight in [*linear, head]}
+    vocabulary = head.shape[0]
+    return Sizes(
+        num_parameters=sum(parameter.numel() for parameter in module.parameters()),
+        num_multiplied=sum(weight.numel() for weight in owned.values()),
+        num_sampled=sampled,
+        layers=tuple(layers),
+        activations=sum(sum(weight.shape) for weight in linear) + 3 * vocabulary,
+        num_train=len(train),
+        num_queries=len(queries),
+        train_tokens=sum(_padded(train, config.batch_size)),
+        query_tokens=sum(_padded(queries, config.batch_size)),
+        counted_train=tuple(train.num_tokens),
+        counted_query=tuple(queries.num_tokens),
+        batch_tokens=max(_padded(train, config.batch_size)),
+    )
+
+
+def _padded(texts: Texts, batch_size: int) -> list[int]:
+    """Tokens of each batch with its padding."""
+    return [
+        len(batch) * max(len(texts.tokens[index]) for index in batch) for batch in texts.batches(batch_size)
+    ]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Of one attribution.
+
+    Attributes:
+        forward_examples, gradient_examples: how many examples go forward only, and forward and backward.
+        hessian_examples: and how many through a product with the Hessian.
+        flops: multiplications and additions of it all.
+        weights_bytes: the model as loaded, its float32 copies, and the chosen weights that displacements are added to.
+        factors_bytes: axes and eigenvalues of EK-FAC.
+        chain_bytes: place, noise and preconditioner of the chain that is running.
+        draws_bytes: all losses at all draws, of which there are two sets while the step is checked.
+        scoring_bytes: of these and what is made of them, at the peak.
+        token_bytes: moments of tokens at their peak; 0 where they are left out.
+        passing_bytes: the largest of what is there for a moment: activations and gradients of a batch, or each example's
+            gradient (ekfac), or the queries' (ekfac, gradient).
+        notes: what is left out, and why.
+    """
+
+    forward_examples: int
+    gradient_examples: int
+    hessian_examples: int
+    flops: float
+    weights_bytes: int
+    factors_bytes: int
+    chain_bytes: int
+    draws_bytes: int
+    scoring_bytes: int
+    token_bytes: int
+    passing_bytes: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def peak_bytes(self) -> int:
+        """Weights, factors and moments, and the larger of a pass beside chain and draws, and of scoring."""
+        kept = self.weights_bytes + self.factors_bytes + self.token_bytes + self.chain_bytes
+        return kept + max(self.draws_bytes + self.passing_bytes, self.scoring_bytes)
+
+
+def plan(sizes: Sizes, config: InfluenceConfig, *, itemsize: int = 4) -> Plan:
+    """What an attribution takes.
+
+    Args:
+        sizes: of model and texts.
+        config: settings.
+        itemsize: b.
+    """
+    if config.method == "bm25":
+        scores = 4 * sizes.num_train * sizes.num_queries
+        return Plan(0, 0, 0, 0.0, itemsize * sizes.num_parameters, 0, 0, 0, scores, 0, 0)
+    sampled = config.method in SAMPLED
+    counts = _count(sizes, config)
+    tokens, notes = 0, ()
+    if sampled and config.tokens:
+        tokens = moments_bytes(sizes.counted_train, sizes.counted_query, config.chains)
+        if tokens > MAX_TOKEN_BYTES:
+            tokens, notes = 0, ("token scores would be left out: there are too many tokens",)
+    axes = sum(rows**2 + columns**2 for rows, columns in sizes.layers) if _has_factors(config) else 0
+    vectors = {"gradient": 0, "ekfac": 1, "rmsprop": 4}.get(config.method, 3)
+    centres = (2 if _checked(sizes, config) else 1) if sampled else 0
+    return Plan(
+        *counts,
+        _flops(sizes, config, *counts),
+        weights_bytes=itemsize * sizes.num_parameters
+        + 4 * sizes.num_sampled * (1 + centres)
+        + (4 * (sizes.num_parameters - sizes.num_sampled) if itemsize != 4 else 0),
+        factors_bytes=4 * (axes + sizes.num_sampled * _has_factors(config)),
+        chain_bytes=4 * sizes.num_sampled * vectors,
+        draws_bytes=draws_bytes(sizes.num_train, sizes.num_queries, config) if sampled else 0,
+        scoring_bytes=scoring_bytes(sizes.num_train, sizes.num_queries, config),
+        token_bytes=tokens,
+        passing_bytes=_passing_bytes(sizes, config),
+        notes=notes,
+    )
+
+
+def draws_bytes(num_train: int, num_queries: int, config: InfluenceConfig) -> int:
+    """4·C·S·(N + Q + 1): losses and the distance.
+
+    >>> draws_bytes(9, 2, InfluenceConfig(chains=2, draws=5))
+    480
+    """
+    return 4 * config.chains * config.draws * (num_train + num_queries + 1)
+
+
+def scoring_bytes(num_train: int, num_queries: int, config: InfluenceConfig) -> int:
+    """28·C·S·(N + Q), 4 more while the step is checked, and 8·(C + 4)·Q·N; of a method without draws 4·Q·N."""
+    pairs = num_train * num_queries
+    if config.method not in SAMPLED:
+        return 4 * pairs
+    each = _DRAW_BYTES + (4 if config.check_step and config.method != "laplace" else 0)
+    losses = config.chains * config.draws * (num_train + num_queries)
+    return each * losses + 8 * (config.chains + 4) * pairs
+
+
+def check_memory(train: Examples, queries: Examples, config: InfluenceConfig, device: torch.device) -> None:
+    """Whether draws and token moments fit into what is free on the device now.
+
+    Raises:
+        ConfigError: they do not; says what to change.
+    """
+    if config.method not in SAMPLED:
+        return
+    need, tokens = scoring_bytes(len(train), len(queries), config), 0
+    if config.tokens and hasattr(train, "num_tokens") and hasattr(queries, "num_tokens"):
+        counts = cast("Any", train).num_tokens, cast("Any", queries).num_tokens
+        tokens = moments_bytes(*counts, config.chains)
+        tokens = tokens if tokens <= MAX_TOKEN_BYTES else 0
+    free = free_bytes(device)
+    if need + tokens <= free:
+        return
+    advice = "Lower draws or chains, or give fewer training examples at a time."
+    if need <= free:
+        advice = "Leave token scores out (--no-tokens, tokens=False), or give fewer queries at a time."
+    raise ConfigError(
+        f"{config.draws:,} draws of {config.chains} chains over {len(train):,} training examples and {len(queries):,} queries "
+        f"take {_gigabytes(need)} of memory while scores are made"
+        + (f", token scores {_gigabytes(tokens)}" if tokens else "")
+        + f"; {_gigabytes(free)} are free. {advice}"
+    )
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a device now."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"
+
+
+def _has_factors(config: InfluenceConfig) -> bool:
+    return config.method in WITH_LAYERS and config.method != "gradient"
+
+
+def _checked(sizes: Sizes, config: InfluenceConfig) -> bool:
+    return config.check_step and config.method != "laplace" and sizes.num_train > 2
+
+
+def _count(sizes: Sizes, config: InfluenceConfig) -> tuple[int, int, int]:
+    """Examples that go forward, forward and backward, and through a Hessian product."""
+    n, q = sizes.num_train, sizes.num_queries
+    forward = n + q  # at the model's own weights
+    gradient = 2 * n if _has_factors(config) else 0
+    if config.method not in SAMPLED:
+        return forward, gradient + q + n * gradient_parts(q, sizes.num_sampled, config.batch_size), 0
+    if config.method == "laplace":
+        return forward + config.chains * config.draws * (n + q), gradient, 0
+    whole = config.gradient_examples in (0, n)
+    each = n if whole else min(n, config.gradient_examples)
+    for slower in (1, 2) if _checked(sizes, config) else (1,):
+        steps = slower * (config.burn_in + (config.draws - 1) * config.thin) + 1
+        gradient += config.chains * steps * each
+        forward += config.chains * config.draws * (q if whole else n + q)
+    batches = -(-CURVATURE_EXAMPLES // config.batch_size)
+    curved = CURVATURE_STEPS * min(n, batches * config.batch_size)
+    hessian = curved if config.method in ("langevin", "sgld") else 0
+    return forward, gradient, hessian
+
+
+def gradient_parts(num_queries: int, num_weights: int, batch_size: int) -> int:
+    """Passes over the training examples of `gradient_scores`: one for each part of the queries whose gradients are held.
+
+    >>> gradient_parts(10, 2**27, 1), gradient_parts(10, 100, 4)
+    (5, 1)
+    """
+    part = max(1, GRADIENT_FLOATS // num_weights)
+    held, parts = 0, 0
+    for start in range(0, num_queries, min(batch_size, part)):
+        held += min(min(batch_size, part), num_queries - start)
+        if held + batch_size > part:
+            held, parts = 0, parts + 1
+    return parts + (held > 0)
+
+
+def _flops(sizes: Sizes, config: InfluenceConfig, forward: int, gradient: int, hessian: int) -> float:
+    """2·M a token forward, 6·M with the way back, 18·M for a product with the Hessian; the rotations 4·(O²·I + O·I²) of a step
+    (half of it in laplace), 2·(O²·I + O·I²) for each example whose gradient is rotated; factors 2·T·(O² + I²) with their
+    eigenvectors 9·(O³ + I³); the covariances 2·C·S·Q·N, and of tokens 2·C·S·(T_q·N + Q·T_n)."""
+    n, q = sizes.num_train, sizes.num_queries
+    width = (sizes.train_tokens + sizes.query_tokens) / (n + q)
+    total = width * sizes.num_multiplied * (2.0 * forward + 6.0 * gradient + 18.0 * hessian)
+    rotation = 2.0 * sum(rows * columns * (rows + columns) for rows, columns in sizes.layers)
+    if _has_factors(config):
+        total += sum(2.0 * sizes.train_tokens * (o**2 + i**2) + 9.0 * (o**3 + i**3) for o, i in sizes.layers)
+        total += n * rotation
+    if config.method not in SAMPLED:
+        return total + rotation * (q + n) * _has_factors(config) + 2.0 * n * q * sizes.num_sampled
+    checked = _checked(sizes, config)
+    draws = config.chains * config.draws
+    if config.method == "laplace":
+        total += rotation * draws
+    elif sizes.layers:
+        slower = 3 if checked else 1
+        total += (
+            2 * rotation * config.chains * slower * (config.burn_in + draws / config.chains * config.thin)
+        )
+    counted = n * sum(sizes.counted_query) + q * sum(sizes.counted_train)
+    return total + 2.0 * draws * (q * n * (1 + checked) + counted * config.tokens)
+
+
+def _passing_bytes(sizes: Sizes, config: InfluenceConfig) -> int:
+    """The largest of: activations of a batch with the gradient of the chosen weights in three copies; of EK-FAC, the gradients of
+    a batch of examples before and after they are rotated; of the methods without draws, the queries' gradients."""
+    examples = min(config.batch_size, sizes.num_train)
+    batch = 4 * sizes.batch_tokens * sizes.activations
+    found: list[int] = [batch + (0 if config.method == "laplace" else 12 * sizes.num_sampled)]
+    if config.method in WITH_LAYERS:
+        found.append(batch + 8 * examples * sizes.num_sampled)
+    if config.method not in SAMPLED:
+        held = min(sizes.num_queries, max(1, GRADIENT_FLOATS // sizes.num_sampled))
+        found.append(batch + 4 * sizes.num_sampled * (2 * examples + 2 * held))
+    return max(found)
