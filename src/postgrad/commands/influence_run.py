@@ -105,7 +105,7 @@ def _begin(
         "total_steps": config.chains * config.draws if sampled else None,
     }
     if resume:
-        from postgrad.influence.checkpoints import ChainFiles
+        from postgrad.influence.state import ChainFiles
 
         run = resume_run(out, KIND, config, argv, **shown)
         run.truncate_after(ChainFiles(out / _CHAINS).num_draws() - 1)

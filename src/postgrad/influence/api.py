@@ -16,7 +16,7 @@ from postgrad.core.errors import ConfigError, TrainingError
 from postgrad.core.models import Model
 from postgrad.influence import ops
 from postgrad.influence.baselines import bm25, gradient_scores
-from postgrad.influence.checkpoints import ChainFiles, identify
+from postgrad.influence.state import ChainFiles, identify
 from postgrad.influence.config import SAMPLED, InfluenceConfig
 from postgrad.influence.ekfac import LayerBasis, find_layers, fit
 from postgrad.influence.examples import Example, Examples, Texts, make_examples
