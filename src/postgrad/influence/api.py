@@ -15,8 +15,9 @@ from postgrad.core.models import Model
 from postgrad.influence import ops
 from postgrad.influence.baselines import bm25, gradient_scores
 from postgrad.influence.config import SAMPLED, InfluenceConfig
-from postgrad.influence.ekfac import LayerBasis, find_layers, fit
+from postgrad.influence.ekfac import LayerBasis, fit
 from postgrad.influence.examples import Example, Examples, Texts, make_examples
+from postgrad.influence.layers import find_layers
 from postgrad.influence.result import Result, diagnose, find_problems, from_draws
 from postgrad.influence.sampler import Basis, Draws, Posterior, choose_beta, sample
 from postgrad.influence.weights import Named, PlainBasis, borrowed, choose_parameters
