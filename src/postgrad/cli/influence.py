@@ -25,7 +25,8 @@ def influence() -> None:
     short_help="Score training examples for queries.",
     help="""Score the training examples of MODEL by what they did to its loss on queries. MODEL stays as it is.
 
-DATA is a .jsonl of {"text": …} or {"prompt": …, "completion": …} rows, a text file, or a directory of text files.""",
+DATA is a .jsonl, .json, .csv or .parquet file of {"text": …}, {"prompt": …, "completion": …} or {"messages": […]} rows, a
+directory saved by Dataset.save_to_disk, a text file, or a directory of text files.""",
 )
 @click.argument("model", metavar="MODEL")
 @click.option(

@@ -12,7 +12,7 @@ from postgrad.core.errors import ConfigError, SamplingError
 from postgrad.core.run import Run
 from postgrad.core.runfiles import LineFile, pretty_json, replace_file, to_plain
 from postgrad.influence.config import InfluenceConfig
-from postgrad.influence.data import read_examples
+from postgrad.influence.data import Example, read_examples
 
 KIND = "influence.run"
 _SCORES = "scores.jsonl"
@@ -37,13 +37,12 @@ def main(
         raise ConfigError(
             "Say what is to be explained: --query FILE, or --prompt TEXT for the model's own answer."
         )
-    rows = read_examples(train)
-    queries: list[Any] = [] if query is None else read_examples(query)
+    rows = read_examples(train, config)
+    queries = [] if query is None else read_examples(query, config)
     out = out or Path("runs/influence") / f"{Path(model).resolve().name}-{config.method}"
 
     from postgrad.core.models import load
     from postgrad.influence.api import answer, run
-    from postgrad.influence.examples import Example
 
     loaded = load(model, device=device)
     for number, prompt in enumerate(prompts, 1):

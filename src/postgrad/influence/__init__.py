@@ -22,14 +22,14 @@ from postgrad.influence.config import InfluenceConfig
 if TYPE_CHECKING:
     from postgrad.influence import ops
     from postgrad.influence.api import answer, run
-    from postgrad.influence.data import read_examples
-    from postgrad.influence.examples import Example, Examples
+    from postgrad.influence.data import Example, read_examples
+    from postgrad.influence.examples import Examples
     from postgrad.influence.result import Result
 
 __all__ = ["Example", "Examples", "InfluenceConfig", "Result", "answer", "ops", "read_examples", "run"]
 
 _PLACES = {
-    "Example": "examples",
+    "Example": "data",
     "Examples": "examples",
     "Result": "result",
     "answer": "api",
