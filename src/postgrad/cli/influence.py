@@ -36,13 +36,22 @@ directory saved by Dataset.save_to_disk, a text file, or a directory of text fil
 @click.option(
     "--prompt", "prompts", multiple=True, metavar="TEXT", help="Explain MODEL's own answer to this."
 )
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    multiple=True,
+    type=_PATH,
+    metavar="DIR",
+    help="Average over checkpoints of MODEL's training: one, or a directory of several. MODEL takes their weights.",
+)
 @click.option("--out", type=_PATH, metavar="DIR", help="Directory of the run [runs/influence/MODEL-METHOD].")
 @click.option("--overwrite", is_flag=True, help="Throw away the run that is in --out.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.pass_obj
 def run(obj: dict[str, Any], model: str, **options: Any) -> int:
     """See `commands.influence_run`."""
-    own = [options.pop(name) for name in ("train", "query", "prompts", "out", "overwrite", "device")]
+    names = ("train", "query", "prompts", "checkpoints", "out", "overwrite", "device")
+    own = [options.pop(name) for name in names]
     return _command("run").main(model, *own, options, obj[ARGV_KEY])
 
 

@@ -11,7 +11,7 @@ from postgrad.core.config import validate
 from postgrad.core.errors import ConfigError, SamplingError
 from postgrad.core.run import Run
 from postgrad.core.runfiles import LineFile, pretty_json, replace_file, to_plain
-from postgrad.influence.config import InfluenceConfig
+from postgrad.influence.config import SAMPLED, InfluenceConfig
 from postgrad.influence.data import Example, read_examples
 
 KIND = "influence.run"
@@ -25,6 +25,7 @@ def main(
     train: Path,
     query: Path | None,
     prompts: tuple[str, ...],
+    checkpoints: tuple[Path, ...],
     out: Path | None,
     overwrite: bool,
     device: str,
@@ -43,13 +44,16 @@ def main(
 
     from postgrad.core.models import load
     from postgrad.influence.api import answer, run
+    from postgrad.influence.checkpoints import find_checkpoints
+    from postgrad.influence.multi import run_checkpoints
 
     loaded = load(model, device=device)
     for number, prompt in enumerate(prompts, 1):
         said = answer(loaded, prompt, config.answer_tokens)
         queries.append(Example(f"prompt {number}", said.completion, prompt))
         print(f"{prompt}\n  {said.completion}", flush=True)
-    sampled = config.method in ("langevin", "sgld", "rmsprop", "laplace")
+    found = find_checkpoints(checkpoints) if checkpoints else []
+    num_draws = config.chains * config.draws * max(1, len(found)) if config.method in SAMPLED else 0
     with Run.create(
         out,
         config,
@@ -59,12 +63,15 @@ def main(
         overwrite=overwrite,
         device=str(loaded.device),
         headline=(("chain/number", "chain", "d"), ("chain/loss", "loss", ".4f")),
-        total_steps=config.chains * config.draws if sampled else None,
+        total_steps=num_draws or None,
     ) as directory:
         for name in (_SCORES, _PARQUET, RESULT_FILE):
             (directory.path / name).unlink(missing_ok=True)
-        result = run(loaded, rows, queries, config, log=directory.log)
-        directory.log(config.chains * config.draws if sampled else 0, result.diagnostics)
+        if found:
+            result = run_checkpoints(found, rows, queries, config, model=loaded, log=directory.log)
+        else:
+            result = run(loaded, rows, queries, config, log=directory.log)
+        directory.log(num_draws, result.diagnostics)
         notes = [*result.notes, *_write_scores(directory.path, result)]
         record = to_plain({**_record(result), "notes": notes})[0]
         replace_file(directory.path / RESULT_FILE, pretty_json(record))
@@ -114,6 +121,15 @@ def _record(result: Any) -> dict[str, Any]:
         "problems": result.problems,
         "withheld": withheld(result.problems) if result.problems else "",
         "diagnostics": result.diagnostics,
+        "checkpoints": [
+            {
+                "checkpoint": part.checkpoint,
+                "share": part.share,
+                "diagnostics": part.result.diagnostics,
+                "problems": part.result.problems,
+            }
+            for part in getattr(result, "parts", [])
+        ],
         "queries": [
             {
                 "id": name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import math
 import shutil
 import weakref
@@ -14,10 +15,12 @@ import torch
 from tests.rooms.influence.problems import regression
 from torch import Tensor, nn
 
+from postgrad.cli import main
 from postgrad.core.errors import ConfigError, ModelError, RunError, SamplingError
 from postgrad.core.models import Model, embedded_model, load, save
 from postgrad.core.models.config import EmbeddedConfig
 from postgrad.core.models.phrases import build_tokenizer
+from postgrad.core.run import Run
 from postgrad.influence import multi, ops
 from postgrad.influence.api import run
 from postgrad.influence.callback import CheckpointCallback, read_record, spaced
@@ -330,3 +333,34 @@ def test_checkpoints_that_are_not_there(trained: tuple[Model, Path], tmp_path: P
         run_checkpoints(tmp_path / "plain", ROWS, ROWS, checkpoint_weights="learning_rate")
     folder = find_checkpoints(trained[1])
     assert find_checkpoints([trained[1], folder[0]]) == folder
+
+
+# -- command line ----------------------------------------------------------------------------------------------------
+
+
+def test_checkpoints_on_the_command_line(
+    trained: tuple[Model, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, folder = trained
+    save(model, tmp_path / "model")
+    data = tmp_path / "train.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    words = ["influence", "run", str(tmp_path / "model"), "--train", str(data), "--query", str(data)]
+    words += ["--device", "cpu", "--method", "laplace", "--draws", "20", "--chains", "2"]
+    words += ["--min-ess", "0", "--min-agreement", "-1", "--max-r-hat", "9", "--max-drift", "1"]
+    out = tmp_path / "run"
+    assert main([*words, "--checkpoint", str(folder), "--out", str(out)]) == 0
+    assert "step_00000004" in capsys.readouterr().out
+    record = json.loads((out / "result.json").read_text())
+    assert [one["share"] for one in record["checkpoints"]] == pytest.approx([1 / 3] * 3)
+    scores = [json.loads(line)["score"] for line in (out / "scores.jsonl").read_text().splitlines()]
+    expected = run_checkpoints(folder, ROWS, ROWS, device="cpu", **LAPLACE).scores
+    torch.testing.assert_close(torch.tensor(scores).view(4, 4), expected, rtol=1e-4, atol=1e-6)
+    draws = [row for row in Run.open(out).metrics() if "chain/loss" in row]
+    assert [row["step"] for row in draws] == list(range(120))
+    assert [row["checkpoint/number"] for row in draws] == [1] * 40 + [2] * 40 + [3] * 40
+    assert "checkpoint 2, chain 1" in (out / "report.html").read_text()
+    one, two, _ = find_checkpoints(folder)
+    words += ["--checkpoint", str(one), "--checkpoint", str(two), "--out", str(tmp_path / "two")]
+    assert main([*words, "--draws", "4", "--min-ess", "100"]) == 2  # one that fails withholds all
+    assert "step_00000002: ess is" in capsys.readouterr().err
