@@ -131,7 +131,7 @@ def spaced(num_steps: int, count: int) -> list[int]:
     """`count` steps, evenly, up to the last.
 
     >>> spaced(10, 4), spaced(2, 5)
-    ([2, 5, 8, 10], [1, 2])
+    ([3, 5, 8, 10], [1, 2])
     """
     return sorted({-(-num_steps * part // count) for part in range(1, count + 1)} - {0})
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from postgrad.cli import main
 from postgrad.core.errors import ConfigError, DataError, MissingExtraError
-from postgrad.core.models import Model, embedded_model
+from postgrad.core.models import Model, embedded_model, save
 from postgrad.core.models.config import EmbeddedConfig
 from postgrad.influence.api import run
 from postgrad.influence.config import InfluenceConfig
@@ -170,6 +171,25 @@ def test_what_is_no_data_is_said() -> None:
     for given in (3, "text", b"text"):
         with pytest.raises(ConfigError, match="query examples are a list of texts"):
             parse_given(given, "query", InfluenceConfig())
+
+
+def test_columns_on_the_command_line(
+    model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(model, tmp_path / "model")
+    table = datasets.Dataset.from_list(ROWS).rename_columns({"prompt": "question", "completion": "answer"})
+    datasets.DatasetDict({"dev": table}).save_to_disk(str(tmp_path / "saved"))
+    table.to_parquet(str(tmp_path / "rows.parquet"))
+    words = ["influence", "run", str(tmp_path / "model"), "--train", str(tmp_path / "saved")]
+    words += ["--query", str(tmp_path / "rows.parquet"), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    words += ["--method", "gradient", "--split", "dev", "--prompt-column", "question"]
+    assert main(words) == 2
+    assert "saved row 1: the completion is empty or missing" in capsys.readouterr().err
+    assert main([*words, "--answer-column", "answer"]) == 0
+    scores = [json.loads(line) for line in (tmp_path / "run" / "scores.jsonl").read_text().splitlines()]
+    assert [row["query"] for row in scores[::3]] == [f"rows.parquet row {n}" for n in (1, 2, 3)]
+    expected = run(model, ROWS, ROWS, method="gradient").scores.flatten().tolist()
+    assert [row["score"] for row in scores] == pytest.approx(expected, rel=1e-3)
 
 
 # -- chats -----------------------------------------------------------------------------------------------------------

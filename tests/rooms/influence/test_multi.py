@@ -24,7 +24,7 @@ from postgrad.core.run import Run
 from postgrad.influence import multi, ops
 from postgrad.influence.api import run
 from postgrad.influence.callback import CheckpointCallback, read_record, spaced
-from postgrad.influence.checkpoints import checkpoint_shares, find_checkpoints
+from postgrad.influence.checkpoints import checkpoint_shares, find_checkpoints, put_weights
 from postgrad.influence.multi import Part, combine, run_checkpoints
 from postgrad.influence.result import Result
 
@@ -146,6 +146,30 @@ def test_steps_and_counts_that_cannot_be() -> None:
         with pytest.raises(ConfigError, match="count or steps above 0"):
             CheckpointCallback(**options)
     assert spaced(7, 7) == list(range(1, 8))
+
+
+def test_a_bare_module_is_kept_as_it_is_at_the_step(tmp_path: Path) -> None:
+    """Without a Trainer: what it calls, in its order. Other ranks write nothing."""
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    module = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+    callback, control = CheckpointCallback(tmp_path / "kept", steps=[2]), TrainerControl()
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    for main_process in (False, True):
+        state = TrainerState(max_steps=3, is_world_process_zero=main_process)
+        callback.on_train_begin(arguments, state, control)
+        for state.global_step in (1, 2, 3):
+            optimizer.param_groups[0]["lr"] = 0.5**state.global_step
+            callback.on_pre_optimizer_step(arguments, state, control, optimizer=optimizer)
+            with torch.no_grad():
+                module.weight.fill_(float(state.global_step))
+            callback.on_step_end(arguments, state, control, model=module)
+        assert (tmp_path / "kept").exists() == main_process
+    (path,) = find_checkpoints(tmp_path / "kept")
+    assert read_record(path) == (2, 2, 0.25, 0.375)
+    put_weights(module, path)
+    assert module.weight.tolist() == [[2.0, 2.0]]
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # TRL's and transformers' own
