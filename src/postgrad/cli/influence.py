@@ -25,7 +25,8 @@ def influence() -> None:
     short_help="Score training examples for queries.",
     help="""Score the training examples of MODEL by what they did to its loss on queries. MODEL stays as it is.
 
-DATA is a .jsonl of {"text": …} or {"prompt": …, "completion": …} rows, a text file, or a directory of text files.""",
+DATA is a .jsonl, .json, .csv or .parquet file of {"text": …}, {"prompt": …, "completion": …} or {"messages": […]} rows, a
+directory saved by Dataset.save_to_disk, a text file, or a directory of text files.""",
 )
 @click.argument("model", metavar="MODEL")
 @click.option(
@@ -34,6 +35,14 @@ DATA is a .jsonl of {"text": …} or {"prompt": …, "completion": …} rows, a 
 @click.option("--query", type=_PATH, metavar="DATA", help="What is to be explained.")
 @click.option(
     "--prompt", "prompts", multiple=True, metavar="TEXT", help="Explain MODEL's own answer to this."
+)
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    multiple=True,
+    type=_PATH,
+    metavar="DIR",
+    help="Average over checkpoints of MODEL's training: one, or a directory of several. MODEL takes their weights.",
 )
 @click.option("--out", type=_PATH, metavar="DIR", help="Directory of the run [runs/influence/MODEL-METHOD].")
 @click.option("--overwrite", is_flag=True, help="Throw away the run that is in --out.")
@@ -49,9 +58,8 @@ DATA is a .jsonl of {"text": …} or {"prompt": …, "completion": …} rows, a 
 def run(obj: dict[str, Any], model: str, **options: Any) -> int:
     """See `commands.influence_run`."""
     plan = {name: options.pop(name) for name in ("dry_run", "json_output")}
-    own = [
-        options.pop(name) for name in ("train", "query", "prompts", "out", "overwrite", "resume", "device")
-    ]
+    names = ("train", "query", "prompts", "checkpoints", "out", "overwrite", "resume", "device")
+    own = [options.pop(name) for name in names]
     return _command("run").main(model, *own, options, obj[ARGV_KEY], **plan)
 
 

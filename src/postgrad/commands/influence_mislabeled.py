@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from postgrad.core.report import Table, write_report
 from postgrad.core.run import Run
 from postgrad.core.runfiles import LineFile, pretty_json, replace_file, to_plain
 from postgrad.influence.config import InfluenceConfig
-from postgrad.influence.data import read_examples
+from postgrad.influence.data import Example, read_examples
 
 KIND = "influence.mislabeled"
 RESULT_FILE = "mislabeled.json"
@@ -43,9 +44,9 @@ def main(
             if is_function
             else "Say what MODEL was trained on: --train DATA."
         )
-    rows = [] if train is None else read_examples(train)
-    queries = [] if query is None else read_examples(query)
-    wrong = None if known is None else _known(rows, known)
+    rows = [] if train is None else read_examples(train, config)
+    queries = [] if query is None else read_examples(query, config)
+    wrong = None if known is None or train is None else _known(train, known, config)
     name = model.rpartition(":")[2] if is_function else Path(model).resolve().name
     out = out or Path("runs/influence") / f"{name}-mislabeled"
 
@@ -149,18 +150,22 @@ def _meaning(by: str) -> str:
     return f"Ranked by {by}: {told[by]}."
 
 
-def _known(rows: list[dict[str, Any]], field: str) -> list[bool]:
+def _known(path: Path, field: str, config: InfluenceConfig) -> list[bool]:
+    """The column that says which rows are wrong."""
+    from postgrad.tasks.readers import read_rows
+
     found: list[bool] = []
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row.get(field), bool):
+    for place, row in read_rows(str(path), config.split, sys.maxsize, {}):
+        value = row.get(field)
+        if not isinstance(value, bool):
             raise DataError(
-                f"Training example {number} has no true or false in {field!r} (columns: {', '.join(row)})."
+                f"{place} has no true or false in {field!r} (received {value!r}; columns: {', '.join(row)})."
             )
-        found.append(row[field])
+        found.append(value)
     return found
 
 
-def _merged(rows: list[dict[str, Any]], wrong: list[bool], names: list[str]) -> list[bool]:
+def _merged(rows: Sequence[Example], wrong: Sequence[bool], names: Sequence[str]) -> list[bool]:
     """Of the examples that are left after equal ones were merged, by their ids."""
-    by_id = {str(row["id"]): one for row, one in zip(rows, wrong, strict=True)}
+    by_id = {row.id: one for row, one in zip(rows, wrong, strict=True)}
     return [by_id[name] for name in names]

@@ -13,7 +13,7 @@ from postgrad.core.errors import ConfigError
 from postgrad.core.run import Run
 from postgrad.core.runfiles import LineFile, pretty_json, replace_file, to_plain
 from postgrad.influence.config import InfluenceConfig, RetrainConfig
-from postgrad.influence.data import read_examples
+from postgrad.influence.data import Example, read_examples
 
 RETRAINED_FILE = "retrained.jsonl"
 SCORES_FILE = "scores.safetensors"
@@ -28,19 +28,25 @@ class Source:
     """
 
     def __init__(
-        self, base: str, train: Path | None, query: Path | None, model: str | None, device: str
+        self,
+        base: str,
+        train: Path | None,
+        query: Path | None,
+        model: str | None,
+        device: str,
+        config: RetrainConfig,
     ) -> None:
         self.base, self.model, self.device = base, model, device
         self.is_function = ":" in base and not Path(base).exists()
         if self.is_function:
             if train is not None or query is not None or model is not None:
                 raise ConfigError(f"{base} brings its own data: leave --train, --query and --model out.")
-            self.train: list[dict[str, Any]] = []
-            self.query: list[dict[str, Any]] = []
+            self.train: list[Example] = []
+            self.query: list[Example] = []
             return
         if train is None or query is None:
             raise ConfigError("Say what is trained on and what is asked: --train DATA --query DATA.")
-        self.train, self.query = read_examples(train), read_examples(query)
+        self.train, self.query = read_examples(train, config), read_examples(query, config)
 
     @property
     def name(self) -> str:

@@ -48,7 +48,7 @@ def main(
 ) -> int:
     """Trains without the worst, the best and random examples; see `postgrad influence prune --help`."""
     config = validate(PruneConfig, options)
-    source = Source(base, train, query, model, device)
+    source = Source(base, train, query, model, device, config)
     out = out or Path("runs/influence") / f"{source.name}-prune"
 
     from postgrad.influence.prune import choices, prune

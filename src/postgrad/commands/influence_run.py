@@ -10,13 +10,13 @@ from typing import Any
 from postgrad.commands.influence_heatmap import TokenRecords
 from postgrad.commands.influence_plan import check_dry_options, show_plan
 from postgrad.commands.influence_show import RESULT_FILE, rewrite_report, show_record
-from postgrad.commands.memory_learn import resume_run
+from postgrad.commands.resume import resume_run
 from postgrad.core.config import validate
 from postgrad.core.errors import ConfigError, SamplingError
 from postgrad.core.run import Run, check_free
 from postgrad.core.runfiles import LineFile, pretty_json, remove_tree, replace_file, to_plain
 from postgrad.influence.config import SAMPLED, InfluenceConfig
-from postgrad.influence.data import read_examples
+from postgrad.influence.data import Example, read_examples
 
 KIND = "influence.run"
 _SCORES = "scores.jsonl"
@@ -30,6 +30,7 @@ def main(
     train: Path,
     query: Path | None,
     prompts: tuple[str, ...],
+    checkpoints: tuple[Path, ...],
     out: Path | None,
     overwrite: bool,
     resume: bool,
@@ -46,8 +47,8 @@ def main(
         raise ConfigError(
             "Say what is to be explained: --query FILE, or --prompt TEXT for the model's own answer."
         )
-    rows = read_examples(train)
-    queries: list[Any] = [] if query is None else read_examples(query)
+    rows = read_examples(train, config)
+    queries = [] if query is None else read_examples(query, config)
     out = out or Path("runs/influence") / f"{Path(model).resolve().name}-{config.method}"
     check_dry_options(dry_run, json_output)
     if resume:
@@ -59,17 +60,18 @@ def main(
 
     from postgrad.core.models import load
     from postgrad.influence.api import answer
-    from postgrad.influence.examples import Example
+    from postgrad.influence.checkpoints import find_checkpoints
 
     loaded = load(model, device=device)
     for number, prompt in enumerate(prompts, 1):
         said = answer(loaded, prompt, config.answer_tokens)
         queries.append(Example(f"prompt {number}", said.completion, prompt))
         print(f"{prompt}\n  {said.completion}", flush=True)
-    directory = _begin(out, config, argv, str(loaded.device), overwrite=overwrite, resume=resume)
+    found = find_checkpoints(checkpoints) if checkpoints else []
+    directory = _begin(out, config, argv, str(loaded.device), len(found), overwrite=overwrite, resume=resume)
     try:
         with directory:
-            record = _attribute(directory, loaded, rows, queries, config, resume=resume)
+            record = _attribute(directory, loaded, rows, queries, found, config, resume=resume)
     except KeyboardInterrupt:
         words = [word for word in argv if word not in ("--overwrite", "--resume")]
         print(f"Stopped. Go on with: {shlex.join([*words, '--resume'])}")
@@ -95,20 +97,27 @@ def _check_resumable(out: Path, config: InfluenceConfig, overwrite: bool) -> Non
 
 
 def _begin(
-    out: Path, config: InfluenceConfig, argv: list[str], device: str, *, overwrite: bool, resume: bool
+    out: Path,
+    config: InfluenceConfig,
+    argv: list[str],
+    device: str,
+    num_checkpoints: int,
+    *,
+    overwrite: bool,
+    resume: bool,
 ) -> Run:
     """A new run, or the one in `out` with its metrics cut back to the draws that its chains have."""
     sampled = config.method in SAMPLED
     shown: dict[str, Any] = {
         "device": device,
         "headline": (("chain/number", "chain", "d"), ("chain/loss", "loss", ".4f")),
-        "total_steps": config.chains * config.draws if sampled else None,
+        "total_steps": config.chains * config.draws * max(1, num_checkpoints) if sampled else None,
     }
     if resume:
-        from postgrad.influence.state import ChainFiles
+        from postgrad.influence.multi import count_draws
 
         run = resume_run(out, KIND, config, argv, **shown)
-        run.truncate_after(ChainFiles(out / _CHAINS).num_draws() - 1)
+        run.truncate_after(count_draws(out / _CHAINS, num_checkpoints) - 1)
         return run
     run = Run.create(out, config, command=argv, kind=KIND, seed=config.seed, overwrite=overwrite, **shown)
     for name in (_SCORES, _PARQUET, RESULT_FILE, _CHAINS):
@@ -117,13 +126,25 @@ def _begin(
 
 
 def _attribute(
-    directory: Run, model: Any, rows: Any, queries: Any, config: InfluenceConfig, *, resume: bool
+    directory: Run,
+    model: Any,
+    rows: Any,
+    queries: Any,
+    checkpoints: list[Path],
+    config: InfluenceConfig,
+    *,
+    resume: bool,
 ) -> dict[str, Any]:
     """Scores in the run, and what result.json says."""
     from postgrad.influence.api import run
+    from postgrad.influence.multi import run_checkpoints
 
+    kept: dict[str, Any] = {"log": directory.log, "state": directory.path / _CHAINS}
     try:
-        result = run(model, rows, queries, config, log=directory.log, state=directory.path / _CHAINS)
+        if checkpoints:
+            result = run_checkpoints(checkpoints, rows, queries, config, model=model, **kept)
+        else:
+            result = run(model, rows, queries, config, **kept)
     except ConfigError:
         if resume:  # other data: the run is what it was
             directory.finish("interrupted")
@@ -187,5 +208,14 @@ def _record(result: Any) -> dict[str, Any]:
         "problems": result.problems,
         "withheld": withheld(result.problems) if result.problems else "",
         "diagnostics": result.diagnostics,
+        "checkpoints": [
+            {
+                "checkpoint": part.checkpoint,
+                "share": part.share,
+                "diagnostics": part.result.diagnostics,
+                "problems": part.result.problems,
+            }
+            for part in getattr(result, "parts", [])
+        ],
         "queries": queries,
     }

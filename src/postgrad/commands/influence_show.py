@@ -39,6 +39,8 @@ def show_record(record: Mapping[str, Any], count: int, *, anyway: bool = False) 
         ("", "value", "meaning"),
         [(key, format_number(value), explain(key)) for key, value in record["diagnostics"].items()],
     )
+    if record.get("checkpoints"):
+        print_rows(*_checkpoints(record))
     for note in record["notes"]:
         print(f"note: {note}")
     if record["problems"] and not anyway:
@@ -68,6 +70,8 @@ def rewrite_report(run: Run) -> Path:
             [(key, format_number(value), explain(key)) for key, value in diagnostics.items()],
         )
     ]
+    if record.get("checkpoints"):
+        tables.append(Table("Checkpoints", *_checkpoints(record)))
     maps: list[Heatmap] = []
     if not record["problems"]:
         maps, shaded = heatmaps(record["queries"], _facts)
@@ -87,18 +91,34 @@ def rewrite_report(run: Run) -> Path:
     )
 
 
+def _checkpoints(record: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows: the share of each checkpoint and those of its diagnostics that have a limit."""
+    names = ("r_hat", "ess", "drift", "stability", "agreement")
+    shown = [name for name in names if f"diagnostics/{name}" in record["diagnostics"]]
+    rows = [
+        (
+            one["checkpoint"],
+            f"{one['share']:.3g}",
+            *(format_number(one["diagnostics"].get(f"diagnostics/{name}")) for name in shown),
+        )
+        for one in record["checkpoints"]
+    ]
+    return ("checkpoint", "share", *shown), rows
+
+
 def _traces(run: Run) -> list[Figure]:
     rows = [row for row in run.metrics() if "chain/loss" in row]
     if not rows:
         return []
-    chains = sorted({int(row["chain/number"]) for row in rows})[:6]
-    by_chain = {
-        chain: [row["chain/loss"] for row in rows if row["chain/number"] == chain] for chain in chains
-    }
+    by_chain: dict[str, list[float]] = {}
+    for row in rows:
+        at = f"checkpoint {int(row['checkpoint/number'])}, " if "checkpoint/number" in row else ""
+        by_chain.setdefault(f"{at}chain {int(row['chain/number'])}", []).append(row["chain/loss"])
+    by_chain = dict(list(by_chain.items())[:6])
     length = max(map(len, by_chain.values()))
     columns: dict[str, list[float | None]] = {"draw": [float(draw) for draw in range(length)]}
-    columns |= {f"chain {c}": [*losses, *[None] * (length - len(losses))] for c, losses in by_chain.items()}
-    lines = tuple(Line(f"chain {chain}", f"chain {chain}") for chain in chains)
+    columns |= {name: [*losses, *[None] * (length - len(losses))] for name, losses in by_chain.items()}
+    lines = tuple(Line(name, name) for name in by_chain)
     caption = "Mean training loss at each draw. Chains that rise or fall together are still on their way."
     return [Figure("chains", "Chains", caption, columns, "draw", lines, x_label="draw", y_label="loss")]
 

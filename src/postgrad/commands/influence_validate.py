@@ -43,7 +43,7 @@ def main(
 ) -> int:
     """Trains on random parts and asks who predicted it; see `postgrad influence validate --help`."""
     config = validate(ValidateConfig, options)
-    source = Source(base, train, query, model, device)
+    source = Source(base, train, query, model, device, config)
     if source.is_function and "bm25" in config.methods:
         raise ConfigError("Method bm25 compares words; a function's examples have none. Give --methods.")
     out = out or Path("runs/influence") / f"{source.name}-validate"

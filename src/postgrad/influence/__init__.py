@@ -9,7 +9,8 @@ Departures from the paper:
    largest curvature, which is measured.
 4. Rankings are withheld when R̂, ESS, drift, agreement of halves or agreement with half the step fail.
 
-Start at `ops.py` (the equations), then `sampler.py`, `ekfac.py`, `examples.py` (what a loss is), `api.py` and `result.py`.
+Start at `ops.py` (the equations), then `sampler.py`, `layers.py` and `ekfac.py`, `data.py` and `examples.py` (what a loss is),
+`api.py`, `result.py`; `callback.py`, `checkpoints.py`, `multi.py` are for several checkpoints of one training.
 """
 
 from __future__ import annotations
@@ -22,19 +23,36 @@ from postgrad.influence.config import InfluenceConfig
 if TYPE_CHECKING:
     from postgrad.influence import ops
     from postgrad.influence.api import answer, run
-    from postgrad.influence.data import read_examples
-    from postgrad.influence.examples import Example, Examples
+    from postgrad.influence.callback import CheckpointCallback
+    from postgrad.influence.data import Example, read_examples
+    from postgrad.influence.examples import Examples
+    from postgrad.influence.multi import CheckpointsResult, run_checkpoints
     from postgrad.influence.result import Result
 
-__all__ = ["Example", "Examples", "InfluenceConfig", "Result", "answer", "ops", "read_examples", "run"]
+__all__ = [
+    "CheckpointCallback",
+    "CheckpointsResult",
+    "Example",
+    "Examples",
+    "InfluenceConfig",
+    "Result",
+    "answer",
+    "ops",
+    "read_examples",
+    "run",
+    "run_checkpoints",
+]
 
 _PLACES = {
-    "Example": "examples",
+    "CheckpointCallback": "callback",
+    "CheckpointsResult": "multi",
+    "Example": "data",
     "Examples": "examples",
     "Result": "result",
     "answer": "api",
     "read_examples": "data",
     "run": "api",
+    "run_checkpoints": "multi",
 }
 
 

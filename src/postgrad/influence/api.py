@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,13 +16,15 @@ from postgrad.core.errors import ConfigError, TrainingError
 from postgrad.core.models import Model
 from postgrad.influence import ops
 from postgrad.influence.baselines import bm25, gradient_scores
-from postgrad.influence.state import ChainFiles, identify
 from postgrad.influence.config import SAMPLED, InfluenceConfig
-from postgrad.influence.ekfac import LayerBasis, find_layers, fit
-from postgrad.influence.examples import Example, Examples, Texts, make_examples
+from postgrad.influence.data import Example, parse_given
+from postgrad.influence.ekfac import LayerBasis, fit
+from postgrad.influence.examples import Examples, Texts, make_examples
+from postgrad.influence.layers import find_layers
 from postgrad.influence.plan import check_memory
 from postgrad.influence.result import Result, diagnose, find_problems, from_draws
 from postgrad.influence.sampler import Basis, Draws, Posterior, Sampler, choose_beta
+from postgrad.influence.state import ChainFiles, identify
 from postgrad.influence.tokens import by_token, token_scores
 from postgrad.influence.weights import Named, PlainBasis, borrowed, choose_parameters
 
@@ -33,8 +35,8 @@ _FACTOR_SEED = 20_011
 
 def run(
     model: Model | nn.Module,
-    train: Sequence[Any] | Examples,
-    queries: Sequence[Any] | Examples,
+    train: Iterable[Any] | Path | Examples,
+    queries: Iterable[Any] | Path | Examples,
     config: InfluenceConfig | None = None,
     *,
     log: Log | None = None,
@@ -45,7 +47,8 @@ def run(
 
     Args:
         model: from `pg.load`; or a module, with `Examples` that know their losses under its weights.
-        train: texts, `{"text": …}` or `{"prompt": …, "completion": …}` rows, `Example`s, or `Examples`.
+        train: texts, rows (`{"text": …}`, `{"prompt": …, "completion": …}`, `{"messages": […]}`) or `Example`s in a list or a
+            `datasets.Dataset`; a Path that `read_examples` takes; or `Examples`.
         queries: the same; what the model said, or was asked.
         config: settings; `options` override its fields.
         log: told (number of the draw, metrics) after every draw.
@@ -117,18 +120,15 @@ def _examples(
     notes: list[str] = []
     found: list[Examples] = []
     for given, role in ((train, "training"), (queries, "query")):
-        if not isinstance(given, Sequence) or isinstance(given, str):
-            if isinstance(given, str) or not hasattr(given, "losses"):
-                raise ConfigError(
-                    f"The {role} examples are a list of texts or rows, or Examples (received {given!r:.60})."
-                )
+        rows = parse_given(given, role, config)
+        if rows is None:
             found.append(given)
             continue
         if not isinstance(model, Model):
             raise ConfigError("Texts need a language model from pg.load; a module needs Examples of its own.")
-        examples = make_examples(given, role)
+        examples = make_examples(rows, role)
         texts = Texts(model, examples, config.max_tokens)
-        if merged := len(given) - len(examples):
+        if merged := len(rows) - len(examples):
             notes.append(f"{merged} {role} examples were the same as another one and merged into it")
         if texts.num_cut:
             notes.append(

@@ -48,6 +48,17 @@ class InfluenceConfig(Config):
     """Examples in one forward pass; no result depends on it but by rounding."""
     max_tokens: int = Field(default=512, ge=2)
     """Of one text; what is longer is cut, and counted."""
+    checkpoint_weights: Literal["equal", "learning_rate"] = "equal"
+    """Of several checkpoints the scores are averaged: all alike, or by the learning rate times the steps that a checkpoint stands
+    for, as `CheckpointCallback` wrote them down (TracIn, with method gradient)."""
+    text_column: str = "text"
+    """Column of a text."""
+    prompt_column: str = "prompt"
+    """Column of a prompt: text or chat messages."""
+    answer_column: str = "completion"
+    """Column of what follows the prompt. A row without it may have the whole chat in `messages`."""
+    split: str = "train"
+    """Split of a `datasets` source."""
     answer_tokens: int = Field(default=64, ge=1)
     """Of an answer that the model is to give first (`--prompt`)."""
     tokens: bool = True

@@ -1,79 +1,22 @@
-"""EK-FAC (arXiv 1806.03884) of linear layers: Kronecker factors, their eigenbasis, and eigenvalues corrected in it.
+"""EK-FAC (arXiv 1806.03884) of the layers of `layers.py`: Kronecker factors, their eigenbasis, and eigenvalues corrected in it.
 
 Of each layer the curvature of the mean loss is taken as U diag(Λ) Uᵀ with U = U_out ⊗ U_in: U_in are the eigenvectors of E[a aᵀ],
 a the layer's input (with a 1 for the bias); U_out those of E[g gᵀ], g the gradient at its output; and Λ is the mean over examples
-of the squared gradient on these axes. Gradients are of targets drawn from the model (true Fisher information).
+of the squared gradient on these axes. Gradients are of targets drawn from the model (true Fisher information). A norm has no such
+factors: U is the identity, Λ the diagonal of its Fisher information.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from postgrad.core.errors import ConfigError
 from postgrad.influence.examples import Examples
-from postgrad.influence.weights import Named, is_linear
-
-
-@dataclass
-class Layer:
-    """A linear layer with its place among the chosen parameters; matrices are [O, I], with the bias as the last column.
-
-    Attributes:
-        module: the layer.
-        weight: index of its weight among the chosen parameters.
-        bias: index of its bias, None if it has none.
-        transposed: the weight is stored as [I, O] (Conv1D).
-        output_axes, input_axes: U_out [O, O], U_in [I, I]; None = the standard ones.
-        eigenvalues: Λ [O, I].
-    """
-
-    module: nn.Module
-    weight: int
-    bias: int | None
-    transposed: bool
-    output_axes: Tensor | None = None
-    input_axes: Tensor | None = None
-    eigenvalues: Tensor | None = None
-
-    def to_axes(self, matrix: Tensor) -> Tensor:
-        """U_outᵀ M U_in of [..., O, I]."""
-        if self.output_axes is None or self.input_axes is None:
-            return matrix
-        return self.output_axes.T @ matrix @ self.input_axes
-
-    def from_axes(self, matrix: Tensor) -> Tensor:
-        """The way back."""
-        if self.output_axes is None or self.input_axes is None:
-            return matrix
-        return self.output_axes @ matrix @ self.input_axes.T
-
-
-def find_layers(module: nn.Module, chosen: Named) -> list[Layer]:
-    """Linear layers that own the chosen parameters.
-
-    Raises:
-        ConfigError: a chosen parameter belongs to no linear layer, or is a bias without its weight.
-    """
-    place = {id(parameter): index for index, (_, parameter) in enumerate(chosen)}
-    layers: list[Layer] = []
-    for part in module.modules():
-        weight = place.get(id(getattr(part, "weight", None)))
-        if is_linear(part) and weight is not None and all(layer.weight != weight for layer in layers):
-            bias = place.get(id(part.bias)) if part.bias is not None else None
-            layers.append(Layer(part, weight, bias, transposed=not isinstance(part, nn.Linear)))
-    covered = {index for layer in layers for index in (layer.weight, layer.bias)}
-    left = [name for index, (name, _) in enumerate(chosen) if index not in covered]
-    if left:
-        raise ConfigError(
-            f"EK-FAC knows linear layers alone; {len(left)} chosen weights are in none, such as {left[0]}. "
-            "Narrow parameters to linear layers, or use method sgld."
-        )
-    return layers
+from postgrad.influence.layers import Layer
 
 
 class LayerBasis:
@@ -83,7 +26,7 @@ class LayerBasis:
         self.layers = list(layers)
         self.device = parameters[0].device
         self._shapes = [parameter.shape for parameter in parameters]
-        self.sizes = [self._shape(layer) for layer in layers]
+        self.sizes = [tuple(self._matrix(layer, parameters).shape) for layer in layers]
         self.size = sum(rows * columns for rows, columns in self.sizes)
 
     def to_flat(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -98,7 +41,7 @@ class LayerBasis:
             matrix = layer.from_axes(part.view(size))
             if layer.bias is not None:
                 found[layer.bias], matrix = matrix[:, -1], matrix[:, :-1]
-            found[layer.weight] = matrix.T if layer.transposed else matrix
+            found[layer.weight] = layer.tensor(matrix, self._shapes[layer.weight])
         return found
 
     def precision(self, num_tempered: float, localization: float) -> Tensor:
@@ -117,15 +60,9 @@ class LayerBasis:
         """[…, D] from one [..., O, I] for each layer."""
         return torch.cat([matrix.flatten(-2) for matrix in matrices], -1)
 
-    def _shape(self, layer: Layer) -> tuple[int, int]:
-        rows, columns = self._shapes[layer.weight]
-        rows, columns = (columns, rows) if layer.transposed else (rows, columns)
-        return rows, columns + (layer.bias is not None)
-
     @staticmethod
     def _matrix(layer: Layer, tensors: Sequence[Tensor]) -> Tensor:
-        weight = tensors[layer.weight]
-        weight = weight.T if layer.transposed else weight
+        weight = layer.matrix(tensors[layer.weight])
         return weight if layer.bias is None else torch.cat([weight, tensors[layer.bias][:, None]], 1)
 
 
@@ -160,14 +97,10 @@ class Recorder:
         layer = self._layers[number]
 
         def forward(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            read = inputs[0].detach().float()
-            read = read.reshape(len(read), -1, read.shape[-1])
-            if layer.bias is not None:
-                read = torch.cat([read, read.new_ones(*read.shape[:2], 1)], -1)
+            read = layer.read(inputs[0].detach().float())
 
             def backward(gradient: Tensor) -> None:
-                flat = gradient.detach().float()
-                self._calls[number].append((read, flat.reshape(len(flat), -1, flat.shape[-1])))
+                self._calls[number].append((read, layer.written(gradient.detach().float())))
 
             output.register_hook(backward)
 
@@ -191,18 +124,15 @@ def fit(
             calls = recorder.take(train.sampled_losses(batch, generator), parameters)
             weights = train.weights[batch].sqrt()[:, None, None]
             for number, found in enumerate(calls):
-                for read, gradient in found:
+                for read, gradient in found if basis.layers[number].factored else ():
                     counted = (gradient != 0).any(-1, keepdim=True)  # nothing depends on padding
                     a, g = (weights * read * counted).flatten(0, 1), (weights * gradient).flatten(0, 1)
                     before_a, before_g = inputs[number], outputs[number]
                     inputs[number] = a.T @ a if before_a is None else before_a + a.T @ a
                     outputs[number] = g.T @ g if before_g is None else before_g + g.T @ g
     for layer, read, gradient in zip(basis.layers, inputs, outputs, strict=True):
-        if read is None or gradient is None:
-            raise ConfigError(
-                "A chosen linear layer takes no part in the loss. Narrow parameters to those that do."
-            )
-        layer.input_axes, layer.output_axes = _axes(read), _axes(gradient)
+        if read is not None and gradient is not None:
+            layer.input_axes, layer.output_axes = _axes(read), _axes(gradient)
     squares: list[Tensor] = [torch.zeros(())] * len(basis.layers)
     for batch, gradients in example_gradients(basis, parameters, train, batch_size, generator):
         weights = train.weights[batch][:, None, None]
@@ -230,9 +160,11 @@ def example_gradients(
             calls = recorder.take(losses, parameters)
         found: list[Tensor] = []
         for layer, parts in zip(basis.layers, calls, strict=True):
-            matrices = [torch.einsum("bto,bti->boi", gradient, read) for read, gradient in parts]
+            matrices = [layer.gradient(read, gradient) for read, gradient in parts]
             if not matrices:
-                raise ConfigError("A chosen linear layer takes no part in the loss. Narrow parameters.")
+                raise ConfigError(
+                    f"A chosen {type(layer.module).__name__} takes no part in the loss. Narrow parameters to those that do."
+                )
             found.append(layer.to_axes(torch.stack(matrices).sum(0)))
         yield batch, found
 

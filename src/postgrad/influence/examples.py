@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
 import torch
@@ -15,6 +14,7 @@ from postgrad.core.data import encode_prompt
 from postgrad.core.errors import DataError
 from postgrad.core.models import Model
 from postgrad.core.types import Prompt
+from postgrad.influence.data import Example, parse_row
 
 
 class Examples(Protocol):
@@ -43,77 +43,34 @@ class Examples(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Example:
-    """A text, or a prompt with what follows it; only the latter has a loss then.
-
-    Attributes:
-        id: given, or a hash of the content.
-        completion: what is predicted.
-        prompt: what stands before, or None.
-        copies: how many equal rows were merged into it.
-    """
-
-    id: str
-    completion: str
-    prompt: str | None = None
-    copies: int = 1
-
-    @property
-    def text(self) -> str:
-        """Prompt and completion, for display."""
-        return self.completion if self.prompt is None else f"{self.prompt}\n{self.completion}"
-
-
 def make_examples(rows: Sequence[Any], role: str) -> list[Example]:
-    """Examples from texts, `{"text": …}` or `{"prompt": …, "completion": …}` rows; equal ones become one that counts as often.
+    """Examples from texts, rows or examples (see `data.parse_row`); equal ones become one that counts as often.
 
     Raises:
         DataError: nothing there, an empty text or completion, an id twice with other content.
     """
     if not rows:
         raise DataError(f"There are no {role} examples. Give at least one text.")
-    content: dict[tuple[str | None, str], Example] = {}
-    ids: dict[str, tuple[str | None, str]] = {}
+    content: dict[object, Example] = {}
+    ids: set[str] = set()
     for number, row in enumerate(rows, 1):
-        one = row if isinstance(row, Example) else _example(row, f"{role} example {number}")
-        key = (one.prompt, one.completion)
-        if key in content:
-            before = content[key]
-            content[key] = Example(before.id, one.completion, one.prompt, before.copies + one.copies)
+        one = row if isinstance(row, Example) else parse_row(row, f"{role} example {number}")
+        if before := content.get(one.content):
+            content[one.content] = replace(before, copies=before.copies + one.copies)
         elif one.id in ids:
             raise DataError(f"Two different {role} examples have the id {one.id!r}. Give each its own.")
         else:
-            content[key], ids[one.id] = one, key
+            content[one.content] = one
+            ids.add(one.id)
     return list(content.values())
-
-
-def _example(row: Any, place: str) -> Example:
-    if isinstance(row, str):
-        row = {"text": row}
-    if not isinstance(row, dict):
-        raise DataError(
-            f'{place} is no text and no row such as {{"text": "…"}} (received {str(row)[:60]!r}).'
-        )
-    data = cast("dict[str, Any]", row)
-    prompt = data.get("prompt")
-    field = "text" if prompt is None else "completion"
-    value = data.get(field)
-    if not isinstance(value, str) or not value.strip():
-        columns = ", ".join(data) or "none"
-        raise DataError(
-            f"{place}: the {field} is empty or missing, so it has no loss (columns: {columns}). "
-            'Valid: {"text": "…"} or {"prompt": "…", "completion": "…"}.'
-        )
-    if prompt is not None and not isinstance(prompt, str):
-        raise DataError(f"{place}: the prompt is no text (received {str(prompt)[:60]!r}).")
-    digest = hashlib.blake2b(f"{prompt}\0{value}".encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
-    return Example(str(data["id"]) if "id" in data else digest, value, prompt)
 
 
 class Texts:
     """Examples of a causal language model. The loss is summed over the tokens that count: of the completion, or of a text all
     but the first; a stop token follows. Padding and prompts have no loss.
+
+    With a chat template a prompt is what the template makes of the turns before (a text is a user's turn), and the completion
+    what it makes of the assistant's, up to a stop token.
 
     Attributes:
         examples: what they are.
@@ -177,19 +134,9 @@ class Texts:
         return [order[start : start + size] for start in range(0, len(order), size)]
 
     def _encode(self, one: Example, limit: int) -> None:
-        model = self._model
-        ids = [
-            int(token) for token in cast("Any", model.tokenizer)(one.completion, verbose=False)["input_ids"]
-        ]
-        stop = model.tokenizer.eos_token_id
-        if isinstance(stop, int) and (not ids or ids[-1] != stop):
-            ids.append(stop)
-        start = 1
-        if one.prompt is not None:
-            before = [
-                int(token) for token in encode_prompt(model.tokenizer, Prompt(id=one.id, text=one.prompt))
-            ]
-            start, ids = len(before), before + ids
+        before, ids = _encode(self._model, one)
+        start = len(before) or 1
+        ids = before + ids
         self.num_cut += len(ids) > limit
         ids = ids[:limit]
         if len(ids) <= start:
@@ -213,3 +160,41 @@ class Texts:
         tokens, counted = tokens.to(device), counted[:, 1:].to(device)
         logits = cast("Any", self._model.module)(input_ids=tokens, use_cache=False).logits[:, :-1]
         return logits[counted].float(), tokens[:, 1:][counted], counted.sum(1)
+
+
+def _encode(model: Model, one: Example) -> tuple[list[int], list[int]]:
+    """Tokens of the prompt (none of a text) and of what follows, with its stop token."""
+    tokenizer = cast("Any", model.tokenizer)
+    if one.prompt is None and one.messages is None:
+        before, ids = [], list(tokenizer(one.completion, verbose=False)["input_ids"])
+    else:
+        prompt = Prompt(id=one.id, text=one.prompt if one.messages is None else None, messages=one.messages)
+        before = [int(token) for token in encode_prompt(tokenizer, prompt)]
+        ids = _answer_in_chat(model, prompt, before, one.completion)
+        if ids is None:
+            ids = list(tokenizer(one.completion, add_special_tokens=False, verbose=False)["input_ids"])
+    stop = tokenizer.eos_token_id
+    if isinstance(stop, int) and (not ids or ids[-1] not in model.stop_token_ids):
+        ids.append(stop)
+    return before, ids
+
+
+def _answer_in_chat(model: Model, prompt: Prompt, before: list[int], completion: str) -> list[int] | None:
+    """The template's tokens for the assistant's turn, to its stop token; None where there is no template, or one that changes the
+    turns before when an answer follows."""
+    tokenizer = cast("Any", model.tokenizer)
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    turns = [*(prompt.messages or ({"role": "user", "content": prompt.text or ""},))]
+    turns.append({"role": "assistant", "content": completion})
+    try:
+        whole = list(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False))
+    except Exception as error:  # jinja2.TemplateError and whatever a template's own code raises
+        raise DataError(
+            f"The chat template of the tokenizer refuses the answer of example {prompt.id!r}: {error}."
+        ) from None
+    if whole[: len(before)] != before or len(whole) == len(before):
+        return None
+    after = [int(token) for token in whole[len(before) :]]
+    ends = [number for number, token in enumerate(after) if token in model.stop_token_ids]
+    return after[: ends[0] + 1] if ends else after

@@ -10,17 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from postgrad.core.errors import ConfigError
-
-Named = list[tuple[str, nn.Parameter]]
-
-
-def is_linear(module: nn.Module) -> bool:
-    """`nn.Linear`, or GPT-2's `Conv1D`, which is one with its weight transposed."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+from postgrad.influence.layers import Named, layer_type
 
 
 def choose_parameters(module: nn.Module, pattern: str) -> Named:
-    """Parameters whose names contain the pattern; without one those of the linear layers, but for the output head.
+    """Parameters whose names contain the pattern; without one those of linear layers and convolutions, but for the output head,
+    and of a model with adapters (peft) the adapters' alone.
 
     Raises:
         ConfigError: not a regular expression, or nothing found.
@@ -31,9 +26,11 @@ def choose_parameters(module: nn.Module, pattern: str) -> Named:
     if not pattern:
         get_head = getattr(module, "get_output_embeddings", None)
         head = get_head() if callable(get_head) else None
-        layers = [layer for layer in module.modules() if is_linear(layer) and layer is not head]
+        layers = [layer for layer in module.modules() if _is_factored(layer) and layer is not head]
         inside = {id(parameter) for layer in layers for parameter in layer.parameters(recurse=False)}
         found = [(name, parameter) for name, parameter in named if id(parameter) in inside]
+        if hasattr(module, "peft_config"):
+            found = [(name, parameter) for name, parameter in found if "lora_" in name]
     else:
         try:
             search = re.compile(pattern).search
@@ -44,6 +41,11 @@ def choose_parameters(module: nn.Module, pattern: str) -> Named:
         some = ", ".join(name for name, _ in named[:6])
         raise ConfigError(f"parameters: {pattern!r} is in the name of no weight. They are called {some}, …")
     return found
+
+
+def _is_factored(module: nn.Module) -> bool:
+    kind = layer_type(module)
+    return kind is not None and kind.factored
 
 
 @contextlib.contextmanager

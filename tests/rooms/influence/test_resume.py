@@ -23,8 +23,8 @@ from postgrad.core.models.config import EmbeddedConfig
 from postgrad.core.run import Run
 from postgrad.influence import checkpoints
 from postgrad.influence.api import run
-from postgrad.influence.state import ChainFiles
 from postgrad.influence.result import Result
+from postgrad.influence.state import ChainFiles
 
 QUICK: dict[str, Any] = {"chains": 2, "draws": 19, "burn_in": 3, "thin": 2}
 

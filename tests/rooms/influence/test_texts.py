@@ -263,7 +263,7 @@ def test_wrong_words(
         read_examples(tmp_path / "nowhere")
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "x"}\n[1]\n', encoding="utf-8")
-    with pytest.raises(DataError, match="line 2 is no object"):
+    with pytest.raises(DataError, match=r"bad\.jsonl:2: expected an object"):
         read_examples(bad)
     with pytest.raises(RunError):
         Run.open(tmp_path)

@@ -14,7 +14,8 @@ from postgrad.core.errors import ConfigError, SamplingError
 from postgrad.influence import baselines
 from postgrad.influence.api import run
 from postgrad.influence.config import InfluenceConfig
-from postgrad.influence.ekfac import LayerBasis, example_gradients, find_layers, fit
+from postgrad.influence.ekfac import LayerBasis, example_gradients, fit
+from postgrad.influence.layers import find_layers
 from postgrad.influence.sampler import Chain, Posterior
 from postgrad.influence.weights import PlainBasis, borrowed, choose_parameters
 
@@ -318,5 +319,5 @@ def test_weights_are_chosen_by_name() -> None:
         run(module, train, queries, parameters="attention")
     with pytest.raises(ConfigError, match="no regular expression"):
         run(module, train, queries, parameters="(")
-    with pytest.raises(ConfigError, match="knows linear layers alone"):
+    with pytest.raises(ConfigError, match="EK-FAC knows linear layers"):
         run(module, train, queries, parameters="bias", **QUICK)
