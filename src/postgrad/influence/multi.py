@@ -145,7 +145,7 @@ def _run_one(
     else:
         put_weights(_module(model), path)
     result = run(model, roles[0], roles[1], config, log=log, state=state)
-    result.draws = None
+    result.draws = result.tokens = None  # which hold the model
     return result
 
 

@@ -19,11 +19,12 @@ from torch import nn
 from postgrad.core.errors import ConfigError
 from postgrad.influence.baselines import GRADIENT_FLOATS
 from postgrad.influence.config import SAMPLED, InfluenceConfig
-from postgrad.influence.ekfac import LayerBasis, find_layers
+from postgrad.influence.ekfac import LayerBasis
 from postgrad.influence.examples import Examples, Texts
+from postgrad.influence.layers import Layer, find_layers, layer_type
 from postgrad.influence.sampler import CURVATURE_EXAMPLES, CURVATURE_STEPS
 from postgrad.influence.tokens import MAX_TOKEN_BYTES, moments_bytes
-from postgrad.influence.weights import choose_parameters, is_linear
+from postgrad.influence.weights import choose_parameters
 
 WITH_LAYERS = ("langevin", "laplace", "ekfac", "gradient")
 _DRAW_BYTES = 28
@@ -69,7 +70,7 @@ def read_sizes(module: nn.Module, train: Texts, queries: Texts, config: Influenc
     if config.method in WITH_LAYERS:
         basis = LayerBasis(find_layers(module, chosen), [parameter for _, parameter in chosen])
         layers = basis.sizes
-    linear = [cast("Any", part).weight for part in module.modules() if is_linear(part)]
+    linear = [cast("Any", part).weight for part in module.modules() if layer_type(part) is Layer]
     head = cast("Any", module).get_output_embeddings().weight
     owned = {id(weight): weight for weight in [*linear, head]}
     vocabulary = head.shape[0]

@@ -21,7 +21,7 @@ from postgrad.core.errors import ConfigError, RunError
 from postgrad.core.models import embedded_model, save
 from postgrad.core.models.config import EmbeddedConfig
 from postgrad.core.run import Run
-from postgrad.influence import checkpoints
+from postgrad.influence import state
 from postgrad.influence.api import run
 from postgrad.influence.result import Result
 from postgrad.influence.state import ChainFiles
@@ -57,8 +57,8 @@ def test_a_run_that_is_stopped_anywhere_gives_the_same_bits(
     module, train, queries = sentences()
     options = QUICK | options
     whole = run(module, train, queries, **options)
-    monkeypatch.setattr(checkpoints, "_EVERY_S", 0.0)
-    monkeypatch.setattr(checkpoints, "_SHARE", 1e9)
+    monkeypatch.setattr(state, "_EVERY_S", 0.0)
+    monkeypatch.setattr(state, "_SHARE", 1e9)
     keep, calls, stops = ChainFiles.keep, 0, 0
 
     def stopping(self: Any, name: str, chain: Any, *, now: bool = False) -> None:
