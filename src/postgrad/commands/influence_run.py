@@ -102,7 +102,9 @@ def _begin(
     shown: dict[str, Any] = {
         "device": device,
         "headline": (("chain/number", "chain", "d"), ("chain/loss", "loss", ".4f")),
-        "total_steps": config.chains * config.draws if sampled else None,
+        "total_steps": config.chains * config.draws
+        if sampled and config.most_draws == config.draws
+        else None,
     }
     if resume:
         from postgrad.influence.checkpoints import ChainFiles
