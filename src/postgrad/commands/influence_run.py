@@ -131,8 +131,9 @@ def _attribute(
             directory.finish("interrupted")
         raise
     directory.log(0 if result.draws is None else result.draws.distance.numel(), result.diagnostics)
-    notes = [*result.notes, *_write_scores(directory.path, result)]
-    record = to_plain({**_record(result), "notes": notes})[0]
+    record = _record(result)
+    record["notes"] = [*result.notes, *_write_scores(directory.path, result)]
+    record = to_plain(record)[0]
     replace_file(directory.path / RESULT_FILE, pretty_json(record))
     return record
 
@@ -184,6 +185,10 @@ def _record(result: Any) -> dict[str, Any]:
         row["proponents"] = ranked(index, result.proponents(index, _RANKED, anyway=True))
         row["opponents"] = ranked(index, result.opponents(index, _RANKED, anyway=True))
         queries.append(row)
+    if tokens is not None and tokens.count < _RANKED:
+        result.notes.append(
+            f"result.json has the token scores of the first {tokens.count} of each ranking alone"
+        )
     return {
         "num_train": len(result.train),
         "problems": result.problems,
