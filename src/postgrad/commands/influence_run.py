@@ -111,7 +111,9 @@ def _begin(
     shown: dict[str, Any] = {
         "device": device,
         "headline": (("chain/number", "chain", "d"), ("chain/loss", "loss", ".4f")),
-        "total_steps": config.chains * config.draws * max(1, num_checkpoints) if sampled else None,
+        "total_steps": config.chains * config.draws * max(1, num_checkpoints)
+        if sampled and config.most_draws == config.draws
+        else None,
     }
     if resume:
         from postgrad.influence.multi import count_draws
@@ -150,8 +152,9 @@ def _attribute(
             directory.finish("interrupted")
         raise
     directory.log(0 if result.draws is None else result.draws.distance.numel(), result.diagnostics)
-    notes = [*result.notes, *_write_scores(directory.path, result)]
-    record = to_plain({**_record(result), "notes": notes})[0]
+    record = _record(result)
+    record["notes"] = [*result.notes, *_write_scores(directory.path, result)]
+    record = to_plain(record)[0]
     replace_file(directory.path / RESULT_FILE, pretty_json(record))
     return record
 
@@ -203,6 +206,10 @@ def _record(result: Any) -> dict[str, Any]:
         row["proponents"] = ranked(index, result.proponents(index, _RANKED, anyway=True))
         row["opponents"] = ranked(index, result.opponents(index, _RANKED, anyway=True))
         queries.append(row)
+    if tokens is not None and tokens.count < _RANKED:
+        result.notes.append(
+            f"result.json has the token scores of the first {tokens.count} of each ranking alone"
+        )
     return {
         "num_train": len(result.train),
         "problems": result.problems,

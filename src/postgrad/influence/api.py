@@ -23,6 +23,7 @@ from postgrad.influence.examples import Examples, Texts, make_examples
 from postgrad.influence.layers import find_layers
 from postgrad.influence.plan import check_memory
 from postgrad.influence.result import Result, diagnose, find_problems, from_draws
+from postgrad.influence.rounds import draw_until_stable
 from postgrad.influence.sampler import Basis, Draws, Posterior, Sampler, choose_beta
 from postgrad.influence.state import ChainFiles, identify
 from postgrad.influence.tokens import by_token, token_scores
@@ -234,12 +235,20 @@ def _sampled(
     sampler = Sampler(
         posterior, queries, step, keeper=files, tokens=sides if isinstance(sides, tuple) else None
     )
-    draws = sampler.sample(config.draws, progress)
-    per_chain, scores, errors, correlation = from_draws(draws)
+
     loss_at_centre = float((losses * train.weights).sum() / train.weights.sum())
-    found = diagnose(draws, train.weights, loss_at_centre, posterior.num_tempered, per_chain)
+
+    def judge(draws: Draws, per_chain: Tensor | None = None) -> dict[str, float]:
+        per_chain = from_draws(draws)[0] if per_chain is None else per_chain
+        return diagnose(draws, train.weights, loss_at_centre, posterior.num_tempered, per_chain)
+
+    draws, notes = draw_until_stable(sampler, config, judge, progress)
+    per_chain, scores, errors, correlation = from_draws(draws)
+    found = judge(draws, per_chain)
     if config.check_step and config.method != "laplace" and len(train) > 2:
-        found["diagnostics/agreement"] = _agreement(parameters, posterior, queries, step / 2, scores, files)
+        count = draws.train.shape[1]
+        again = _agreement(parameters, posterior, queries, step / 2, scores, count, files)
+        found["diagnostics/agreement"] = again
     return Result(
         scores.cpu(),
         errors.cpu(),
@@ -247,7 +256,7 @@ def _sampled(
         {**metrics, **found},
         find_problems(found, config),
         self_scores=draws.train.double().var(1).mean(0).float().cpu(),
-        notes=[sides] if isinstance(sides, str) else [],
+        notes=[*notes, *([sides] if isinstance(sides, str) else [])],
         tokens=token_scores(sampler.token_moments, *sides) if isinstance(sides, tuple) else None,
         draws=Draws(*(part.cpu() for part in draws)),
     )
@@ -259,6 +268,7 @@ def _agreement(
     queries: Examples,
     step: float,
     scores: Tensor,
+    num_draws: int,
     files: ChainFiles | None,
 ) -> float:
     """Rank correlation, median over queries, with the scores of as many draws, of as long chains, at half the step."""
@@ -267,7 +277,7 @@ def _agreement(
     slower = before.model_copy(update={"burn_in": 2 * before.burn_in, "thin": 2 * before.thin})
     again = Posterior(parameters, posterior.train, posterior.basis, slower)
     sampler = Sampler(again, queries, step, name="half", seed_offset=_CHECK_SEED, keeper=files)
-    _, halved, _, _ = from_draws(sampler.sample(before.draws))
+    _, halved, _, _ = from_draws(sampler.sample(num_draws))
     return float(ops.spearman(scores, halved).median())
 
 

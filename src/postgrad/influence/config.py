@@ -30,6 +30,9 @@ class InfluenceConfig(Config):
     """C, independent chains; standard errors need two, and are better with more."""
     draws: int = Field(default=200, ge=4)
     """Draws that are kept of each chain."""
+    max_draws: int = Field(default=0, ge=0)
+    """Above `draws`: go on in rounds, each time to twice as many draws, until ess reaches `min_ess` and two halves of the chains
+    agree as `min_agreement` asks, up to this many. 0 = `draws` are all."""
     burn_in: int = Field(default=100, ge=0)
     """Steps before the first draw."""
     thin: int = Field(default=5, ge=1)
@@ -76,6 +79,11 @@ class InfluenceConfig(Config):
     """Rankings are withheld below this rank correlation, median over queries, of two halves of the chains or of two steps."""
     seed: int = 0
     """Of the noise. Chain c has its own generator."""
+
+    @property
+    def most_draws(self) -> int:
+        """Draws of each chain if it takes all rounds."""
+        return max(self.draws, self.max_draws)
 
     @property
     def relative_step(self) -> float:

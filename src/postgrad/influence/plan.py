@@ -1,8 +1,9 @@
 """What an attribution will take, before any weight is there: from a model's shape, the tokens of the texts and the settings.
 
-`read_sizes` counts; `plan` has the formulas. How many examples go forward and backward is exact, and so are the bytes of weights,
-factors, chains, draws and token moments. The rest is an estimate: activations are taken as what the linear layers read and write
-with the logits, operations as those of matrix products with weights (attention's token-by-token products are left out).
+`read_sizes` counts; `plan` has the formulas, for the most draws that the settings allow. How many examples go forward and
+backward is exact, and so are the bytes of weights, factors, chains, draws and token moments. The rest is an estimate: activations
+are taken as what the linear layers read and write with the logits, operations as those of matrix products with weights
+(attention's token-by-token products are left out).
 
 Symbols: P weights of the model, M those that a token is multiplied with, D sampled ones, [O, I] a layer with its bias as column,
 N training examples, Q queries, C chains, S draws, T tokens with padding, b bytes of a weight as loaded.
@@ -107,7 +108,7 @@ class Plan:
         flops: multiplications and additions of it all.
         weights_bytes: the model as loaded, its float32 copies, and the chosen weights that displacements are added to.
         factors_bytes: axes and eigenvalues of EK-FAC.
-        chain_bytes: place, noise and preconditioner of the chain that is running.
+        chain_bytes: preconditioner, and place and noise of the chain that is running, or of all where they may go on.
         draws_bytes: all losses at all draws, of which there are two sets while the step is checked.
         scoring_bytes: of these and what is made of them, at the peak.
         token_bytes: moments of tokens at their peak; 0 where they are left out.
@@ -155,7 +156,10 @@ def plan(sizes: Sizes, config: InfluenceConfig, *, itemsize: int = 4) -> Plan:
         if tokens > MAX_TOKEN_BYTES:
             tokens, notes = 0, ("token scores would be left out: there are too many tokens",)
     axes = sum(rows**2 + columns**2 for rows, columns in sizes.layers) if _has_factors(config) else 0
-    vectors = {"gradient": 0, "ekfac": 1, "rmsprop": 4}.get(config.method, 3)
+    moving = (3 if config.method == "rmsprop" else 2) * (
+        config.chains if config.max_draws > config.draws else 1
+    )
+    vectors = {"gradient": 0, "ekfac": 1}.get(config.method, 1 + moving)
     centres = (2 if _checked(sizes, config) else 1) if sampled else 0
     return Plan(
         *counts,
@@ -179,7 +183,7 @@ def draws_bytes(num_train: int, num_queries: int, config: InfluenceConfig) -> in
     >>> draws_bytes(9, 2, InfluenceConfig(chains=2, draws=5))
     480
     """
-    return 4 * config.chains * config.draws * (num_train + num_queries + 1)
+    return 4 * config.chains * config.most_draws * (num_train + num_queries + 1)
 
 
 def scoring_bytes(num_train: int, num_queries: int, config: InfluenceConfig) -> int:
@@ -188,7 +192,7 @@ def scoring_bytes(num_train: int, num_queries: int, config: InfluenceConfig) -> 
     if config.method not in SAMPLED:
         return 4 * pairs
     each = _DRAW_BYTES + (4 if config.check_step and config.method != "laplace" else 0)
-    losses = config.chains * config.draws * (num_train + num_queries)
+    losses = config.chains * config.most_draws * (num_train + num_queries)
     return each * losses + 8 * (config.chains + 4) * pairs
 
 
@@ -212,8 +216,8 @@ def check_memory(train: Examples, queries: Examples, config: InfluenceConfig, de
     if need <= free:
         advice = "Leave token scores out (--no-tokens, tokens=False), or give fewer queries at a time."
     raise ConfigError(
-        f"{config.draws:,} draws of {config.chains} chains over {len(train):,} training examples and {len(queries):,} queries "
-        f"take {_gigabytes(need)} of memory while scores are made"
+        f"{config.most_draws:,} draws of {config.chains} chains over {len(train):,} training examples and "
+        f"{len(queries):,} queries take {_gigabytes(need)} of memory while scores are made"
         + (f", token scores {_gigabytes(tokens)}" if tokens else "")
         + f"; {_gigabytes(free)} are free. {advice}"
     )
@@ -248,13 +252,13 @@ def _count(sizes: Sizes, config: InfluenceConfig) -> tuple[int, int, int]:
     if config.method not in SAMPLED:
         return forward, gradient + q + n * gradient_parts(q, sizes.num_sampled, config.batch_size), 0
     if config.method == "laplace":
-        return forward + config.chains * config.draws * (n + q), gradient, 0
+        return forward + config.chains * config.most_draws * (n + q), gradient, 0
     whole = config.gradient_examples in (0, n)
     each = n if whole else min(n, config.gradient_examples)
     for slower in (1, 2) if _checked(sizes, config) else (1,):
-        steps = slower * (config.burn_in + (config.draws - 1) * config.thin) + 1
+        steps = slower * (config.burn_in + (config.most_draws - 1) * config.thin) + 1
         gradient += config.chains * steps * each
-        forward += config.chains * config.draws * (q if whole else n + q)
+        forward += config.chains * config.most_draws * (q if whole else n + q)
     batches = -(-CURVATURE_EXAMPLES // config.batch_size)
     curved = CURVATURE_STEPS * min(n, batches * config.batch_size)
     hessian = curved if config.method in ("langevin", "sgld") else 0
@@ -290,7 +294,7 @@ def _flops(sizes: Sizes, config: InfluenceConfig, forward: int, gradient: int, h
     if config.method not in SAMPLED:
         return total + rotation * (q + n) * _has_factors(config) + 2.0 * n * q * sizes.num_sampled
     checked = _checked(sizes, config)
-    draws = config.chains * config.draws
+    draws = config.chains * config.most_draws
     if config.method == "laplace":
         total += rotation * draws
     elif sizes.layers:

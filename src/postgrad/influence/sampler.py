@@ -400,6 +400,11 @@ class Sampler:
                 chain.end()
         return Draws(*(torch.stack(column) for column in zip(*found, strict=True)))
 
+    def end(self) -> None:
+        """No more will be asked for. Only token moments are left."""
+        for chain in self._chains:
+            chain.end()
+
     def _chain(self, number: int) -> Chain:
         """A new one, or as it was kept."""
         if number == len(self._chains):

@@ -227,12 +227,23 @@ def test_run_and_show(
     assert len(scores) == 8
     assert {"query", "train", "score", "standard_error", "correlation"} == set(scores[0])
     page = (out / "report.html").read_text()
-    assert "Bob: What does Bob eat?" in page
+    assert "<b>Bob</b>" in page
+    assert '<span class="context">What does Bob eat?' in page
+    query = json.loads((out / "result.json").read_text())["queries"][0]
+    for side in ("proponents", "opponents"):
+        for one in query[side]:
+            total = sum(score for _, score in one["tokens"]["pieces"])
+            assert total == pytest.approx(one["score"], rel=1e-2, abs=1e-6)
+            text = "".join(text for text, _ in one["tokens"]["pieces"])
+            assert text.startswith(one["text"].split("\n")[1])
+    by_query = sum(score for _, score in query["tokens"]["pieces"])
+    assert by_query == pytest.approx(sum(row["score"] for row in scores), rel=1e-2, abs=1e-6)
     assert main(["influence", "show", str(out), "--top", "2"]) == 0
     assert "Positive scores are proponents" in capsys.readouterr().out
     assert main(["report", str(out)]) == 0
     assert main(words) == 2  # a used directory
-    assert main([*words, "--overwrite", "--seed", "1"]) == 0
+    assert main([*words, "--overwrite", "--seed", "1", "--no-tokens"]) == 0
+    assert "Bob: What does Bob eat?" in (out / "report.html").read_text()  # a table in place of shaded words
 
 
 def test_rankings_are_withheld_on_the_command_line(

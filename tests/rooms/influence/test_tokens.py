@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from tests.rooms.influence.problems import Labels
 from torch import Tensor, nn
 
+from postgrad.commands import influence_heatmap
 from postgrad.core.models.phrases import build_tokenizer
 from postgrad.influence import ops, tokens
 from postgrad.influence.api import run
@@ -144,3 +145,23 @@ def test_pieces_are_the_text_and_keep_the_sum() -> None:
     assert [piece.text for piece in found] == [" ", "é", " ", "日", "b", tokenizer.eos_token]
     assert piece_scores(found, torch.arange(1.0, len(ids))) == [1, 2 + 3, 4, 5 + 6 + 7, 8, 9]
     assert before + "".join(piece.text for piece in found) == text + tokenizer.eos_token
+
+
+def test_a_page_and_a_file_hold_only_so_many_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = {"id": "a", "score": 0.5, "tokens": {"context": "", "pieces": [["x", 0.25]] * 30}}
+    query = {
+        "id": "q",
+        "tokens": entry["tokens"],
+        "proponents": [entry] * 20,
+        "opponents": [{"id": "b", "score": -1.0}],
+    }
+    assert len(influence_heatmap.heatmaps([query] * 4, lambda one: "")[0]) == 4
+    monkeypatch.setattr(influence_heatmap, "_MAX_REPORT_SCORES", 700)
+    maps, shown = influence_heatmap.heatmaps([query] * 4, lambda one: "")
+    assert shown == 2  # ten proponents of 30 pieces each
+    assert [len(texts) for _, texts in maps[0].groups] == [10, 0]
+    assert influence_heatmap.heatmaps([query | {"proponents": []}], lambda one: "") == ([], 0)
+    module, train, queries = sentences()
+    found = run(module, train, queries, **QUICK).tokens
+    monkeypatch.setattr(influence_heatmap, "MAX_SCORES", 5 * 2 * 4 * (sum(train.num_tokens) // 9))
+    assert influence_heatmap.TokenRecords(found).count == 5
