@@ -15,7 +15,8 @@ temporary directory.
 What is the same as with `postgrad influence run --method ekfac`: the loss of an example is summed over its counted tokens, the
 batch's loss over examples; factors come from targets drawn from the model (true Fisher information); padding is masked; of a
 language model the linear layers without the output head are tracked; eigenvalues are the mean squared gradient, so that damping
-has the same unit (scores here are nβ times ours). "heuristic" is kronfluence's own damping, a tenth of each layer's mean eigenvalue.
+has the same unit (scores here are nβ times ours). "heuristic" is kronfluence's own damping, a tenth of each layer's mean
+eigenvalue.
 
 What differs: targets are drawn by another generator. With `--empirical` factors come from the true targets; then both agree to
 rounding. Of a prompt's positions, which have no loss, kronfluence counts the inputs also in the last block; ours counts an input
