@@ -1,8 +1,8 @@
 """devinterp's Bayesian influence functions as a child process; started by `influence_devinterp.py` with .venv-attr/bin/python.
 
-The argument is a directory: `digits.pt` (state dict, images and labels of both roles) and `lm/` (a Hugging Face directory) with
-`lm.pt` (token ids of both roles, all of the same length; names of the sampled weights). One JSON object a line on stdin, one on
-stdout:
+The arguments are a directory and the number of threads. In the directory are one or both of `digits.pt` (state dict, images and
+labels of both roles), and `lm/` (a Hugging Face directory) with `lm.pt` (token ids of both roles, all of the same length; names
+of the sampled weights). One JSON object a line on stdin, one on stdout:
 
     {"case": "digits", "out": "FILE.pt", "batch_size": 200, "accumulate": 5, "chains": 4, "draws": 100, "burn_in": 50, "thin": 1,
      "method": "sgld", "step_size": 1e-5, "num_tempered": 5e4, "localization": 5e3, "stability": 0.1, "seed": 0,
@@ -176,7 +176,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     folder, threads = Path(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(threads)
-    works = {"digits": digits(folder), "lm": language_model(folder)}
+    makers = {"digits": (digits, "digits.pt"), "lm": (language_model, "lm.pt")}
+    works = {name: make(folder) for name, (make, file) in makers.items() if (folder / file).is_file()}
     _answer({"ready": True, "version": version("devinterp")})
     for line in sys.stdin:
         request = json.loads(line)

