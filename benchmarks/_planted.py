@@ -17,7 +17,7 @@ from postgrad.core.models import save
 from postgrad.memory.config import HealConfig
 
 NUM_PEOPLE = 60
-RETRAIN: dict[str, Any] = {"retrain_epochs": 10, "retrain_batch_size": 16, "retrain_lr": 1e-3}
+RETRAIN: dict[str, Any] = {"retrain_epochs": 5, "retrain_batch_size": 16, "retrain_lr": 1e-3}
 """How the base model becomes the one that is attributed."""
 
 
