@@ -38,7 +38,7 @@ class Sizes:
 
     Attributes:
         num_parameters, num_multiplied, num_sampled: P, M, D.
-        layers: (O, I) of the layers that are sampled along EK-FAC's axes; empty for the other methods.
+        layers: (O, I) of the layers that are sampled along EK-FAC's axes (a norm has none); empty for the other methods.
         activations: numbers that a token leaves behind in a forward pass.
         num_train, num_queries: N, Q, equal ones merged.
         train_tokens, query_tokens: in one pass over each, padding included.
@@ -70,7 +70,8 @@ def read_sizes(module: nn.Module, train: Texts, queries: Texts, config: Influenc
     sampled, layers = sum(parameter.numel() for _, parameter in chosen), []
     if config.method in WITH_LAYERS:
         basis = LayerBasis(find_layers(module, chosen), [parameter for _, parameter in chosen])
-        layers = basis.sizes
+        pairs = zip(basis.layers, basis.sizes, strict=True)
+        layers = [(size[0], size[1]) for layer, size in pairs if layer.factored]
     linear = [cast("Any", part).weight for part in module.modules() if layer_type(part) is Layer]
     head = cast("Any", module).get_output_embeddings().weight
     owned = {id(weight): weight for weight in [*linear, head]}

@@ -107,7 +107,15 @@ def test_operations_are_about_those_of_a_run(model: Model, method: str) -> None:
     assert expected == pytest.approx(counter.get_total_flops(), rel=0.15)
 
 
-@pytest.mark.parametrize("options", [QUICK, QUICK | {"method": "sgld"}, QUICK | {"method": "laplace"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        QUICK,
+        QUICK | {"method": "sgld"},
+        QUICK | {"method": "laplace"},
+        QUICK | {"method": "laplace", "parameters": r"layers\."},  # with norms
+    ],
+)
 def test_bytes_are_those_of_the_tensors(model: Model, options: dict[str, Any], tmp_path: Path) -> None:
     sizes, found, config = planned(model, options)
     result = run(model, ROWS, ROWS[:3], state=tmp_path, **options)

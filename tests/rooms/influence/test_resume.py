@@ -15,6 +15,7 @@ import pytest
 import torch
 from tests.rooms.influence.problems import regression
 from tests.rooms.influence.test_tokens import sentences
+from torch import nn
 
 from postgrad.cli import main
 from postgrad.core.errors import ConfigError, RunError
@@ -81,6 +82,19 @@ def test_a_run_that_is_stopped_anywhere_gives_the_same_bits(
     assert_same(whole, found)
     ChainFiles(tmp_path / "chains").remove()
     assert not (tmp_path / "chains").exists()
+
+
+def test_layers_without_axes_go_on_too(tmp_path: Path) -> None:
+    """A norm has eigenvalues alone."""
+    _, train, queries = sentences()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        module = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3))
+    train.module = queries.module = module
+    options = QUICK | {"parameters": ".", "check_step": False}
+    expected = run(module, train, queries, state=tmp_path, **options)
+    (tmp_path / "chain-1.safetensors").unlink()
+    assert torch.equal(run(module, train, queries, state=tmp_path, **options).scores, expected.scores)
 
 
 def test_draws_are_told_once(tmp_path: Path) -> None:
