@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM = false
 UV_INSTALL = UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" $(VENV)/bin/uv pip install -q --compile-bytecode -c constraints.txt
 DEMO_RUN ?= demo-run
 
-.PHONY: demo test check lint bench bench-trl clean
+.PHONY: demo test check lint bench bench-trl bench-attr clean
 
 $(VENV)/bin/uv:
 	python3 -m venv $(VENV)
@@ -51,5 +51,13 @@ bench-trl: $(VENV)/bin/uv
 	UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" $(VENV)/bin/uv pip install -q --python .venv-trl/bin/python \
 	  -c constraints.txt -e '.[envs,data]' 'trl>=1.16,<1.17' accelerate 'ctranslate2>=4.8,<4.9'
 
+# kronfluence asks for torchvision, which its package never imports: its other requirements are named here.
+bench-attr: $(VENV)/bin/uv
+	python3 -m venv .venv-attr
+	UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" $(VENV)/bin/uv pip install -q --python .venv-attr/bin/python \
+	  -c constraints.txt -e . 'devinterp>=2.0.1,<2.1' accelerate einops einconv opt-einsum scikit-learn tqdm
+	$(VENV)/bin/uv pip install -q --python .venv-attr/bin/python --no-deps 'kronfluence>=1.0.1,<1.1'
+	.venv-attr/bin/python -c 'import devinterp.slt.bif, kronfluence, postgrad.influence'
+
 clean:
-	rm -rf $(VENV) .venv-trl $(DEMO_RUN)
+	rm -rf $(VENV) .venv-trl .venv-attr $(DEMO_RUN)

@@ -11,7 +11,7 @@ from typing import Any
 from postgrad.commands.runs import describe_size
 from postgrad.core.console import print_rows
 from postgrad.core.errors import ConfigError
-from postgrad.influence.config import SAMPLED, InfluenceConfig
+from postgrad.influence.config import DRAWN, InfluenceConfig
 
 _MEANING = {
     "weights_bytes": "the model, float32 copies of it, and the chosen weights that displacements are added to",
@@ -95,9 +95,10 @@ def _print(found: dict[str, Any], sizes: Any, config: InfluenceConfig) -> None:
         f"texts    {sizes.num_train:,} training examples, {sum(sizes.counted_train):,} tokens with a loss; "
         f"{sizes.num_queries:,} queries, {sum(sizes.counted_query):,}"
     )
-    if config.method in SAMPLED:
+    if config.method in DRAWN:
         print(
-            f"draws    {config.chains} chains × {config.draws}" + (", twice" if _again(config, sizes) else "")
+            f"draws    {config.chains} chains × {config.num_draws}"
+            + (", twice" if _again(config, sizes) else "")
         )
     print(
         f"passes   {found['gradient_examples']:,} examples forward and backward, {found['forward_examples']:,} forward, "

@@ -15,7 +15,7 @@ from postgrad.core.config import validate
 from postgrad.core.errors import ConfigError, SamplingError
 from postgrad.core.run import Run, check_free
 from postgrad.core.runfiles import LineFile, pretty_json, remove_tree, replace_file, to_plain
-from postgrad.influence.config import SAMPLED, InfluenceConfig
+from postgrad.influence.config import DRAWN, InfluenceConfig
 from postgrad.influence.data import Example, read_examples
 
 KIND = "influence.run"
@@ -88,7 +88,7 @@ def main(
 def _check_resumable(out: Path, config: InfluenceConfig, overwrite: bool) -> None:
     if overwrite:
         raise ConfigError("--resume keeps the run and --overwrite throws it away; give one of them.")
-    if config.method not in SAMPLED:
+    if config.method not in DRAWN:
         raise ConfigError(
             f"Method {config.method} keeps nothing before its end, so it cannot go on. Begin anew: --overwrite."
         )
@@ -107,12 +107,12 @@ def _begin(
     resume: bool,
 ) -> Run:
     """A new run, or the one in `out` with its metrics cut back to the draws that its chains have."""
-    sampled = config.method in SAMPLED
+    sampled = config.method in DRAWN
     shown: dict[str, Any] = {
         "device": device,
         "headline": (("chain/number", "chain", "d"), ("chain/loss", "loss", ".4f")),
-        "total_steps": config.chains * config.draws * max(1, num_checkpoints)
-        if sampled and config.most_draws == config.draws
+        "total_steps": config.chains * config.num_draws * max(1, num_checkpoints)
+        if sampled and config.most_draws == config.num_draws
         else None,
     }
     if resume:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,16 +17,17 @@ from postgrad.core.errors import ConfigError, TrainingError
 from postgrad.core.models import Model
 from postgrad.influence import ops
 from postgrad.influence.baselines import bm25, gradient_scores
-from postgrad.influence.config import SAMPLED, InfluenceConfig
+from postgrad.influence.config import DRAWN, SAMPLED, InfluenceConfig
 from postgrad.influence.data import Example, parse_given
 from postgrad.influence.ekfac import LayerBasis, fit
 from postgrad.influence.examples import Examples, Texts, make_examples
 from postgrad.influence.layers import find_layers
-from postgrad.influence.plan import check_memory
+from postgrad.influence.plan import WITH_LAYERS, check_memory
 from postgrad.influence.result import Result, diagnose, find_problems, from_draws
 from postgrad.influence.rounds import draw_until_stable
-from postgrad.influence.sampler import Basis, Draws, Posterior, Sampler, choose_beta
+from postgrad.influence.sampler import Basis, Draws, Posterior, Sampler, chain_seed, choose_beta
 from postgrad.influence.state import ChainFiles, identify
+from postgrad.influence.stein import SteinChain
 from postgrad.influence.tokens import by_token, token_scores
 from postgrad.influence.weights import Named, PlainBasis, borrowed, choose_parameters
 
@@ -77,7 +79,7 @@ def run(
         module = cast("nn.Module", model.module if isinstance(model, Model) else model)
         chosen = choose_parameters(module, config.parameters)
         check_memory(train, queries, config, chosen[0][1].device)
-        files = None if state is None or config.method not in SAMPLED else ChainFiles(state)
+        files = None if state is None or config.method not in DRAWN else ChainFiles(state)
         stopping = contextlib.nullcontext() if files is None else files.stopping_cleanly()
         with stopping, borrowed(module, chosen) as parameters:
             result = _attribute(module, chosen, parameters, train, queries, config, log, files)
@@ -160,7 +162,7 @@ def _attribute(
     files: ChainFiles | None,
 ) -> Result:
     basis: Basis = PlainBasis(parameters)
-    if config.method in ("langevin", "laplace", "ekfac", "gradient"):
+    if config.method in WITH_LAYERS:
         basis = LayerBasis(find_layers(module, chosen), parameters)
     losses = _losses_at_centre(train, queries, config.batch_size, basis.device)
     kept = files is not None and files.begin(identify(module, train, queries, config), basis)
@@ -170,13 +172,53 @@ def _attribute(
     if isinstance(basis, LayerBasis) and config.method in ("ekfac", "gradient"):
         num_tempered = choose_beta(parameters, train, config) * float(train.weights.sum())
         precision = (
-            basis.precision(num_tempered, config.damping * num_tempered) if config.method == "ekfac" else None
+            basis.precision(num_tempered, config.chosen_damping * num_tempered)
+            if config.method == "ekfac"
+            else None
         )
         scores, own = gradient_scores(basis, parameters, train, queries, config.batch_size, precision)
         return Result(scores.cpu(), self_scores=own.cpu(), losses=losses.cpu())
-    result = _sampled(parameters, train, queries, basis, losses, config, log, files)
+    if isinstance(basis, LayerBasis) and config.method == "stein":
+        result = _stein(parameters, train, queries, basis, config, log, files)
+    else:
+        result = _sampled(parameters, train, queries, basis, losses, config, log, files)
     result.losses = losses.cpu()
     return result
+
+
+def _stein(
+    parameters: Sequence[nn.Parameter],
+    train: Examples,
+    queries: Examples,
+    basis: LayerBasis,
+    config: InfluenceConfig,
+    log: Log | None,
+    files: ChainFiles | None,
+) -> Result:
+    posterior = Posterior(parameters, train, basis, config)
+    if files is not None:
+        files.keep_origin(basis, torch.nan)
+    metrics = {"sampler/beta": posterior.beta, "sampler/num_weights": float(basis.size)}
+    found: list[tuple[Tensor, Tensor]] = []
+    for number in range(config.chains):
+        kept = None if files is None else files.restore_scores(f"chain-{number}")
+        if kept is None:
+            chain = SteinChain(posterior, basis, parameters, config.num_draws, chain_seed(config, number))
+            kept = chain.scores(queries, _stein_progress(log, metrics, number, config.num_draws, files))
+            if files is not None:
+                files.keep_scores(f"chain-{number}", *kept, config.num_draws)
+        found.append((kept[0].cpu(), kept[1].cpu()))
+    per_chain = torch.stack([scores for scores, _ in found])
+    scores, errors = ops.mean_and_error(per_chain)
+    if config.chains > 1 and len(train) > 2:
+        metrics["diagnostics/stability"] = float(ops.rank_stability(per_chain).median())
+    return Result(
+        scores,
+        errors,
+        diagnostics=metrics,
+        problems=find_problems(metrics, config),
+        self_scores=torch.stack([own for _, own in found]).mean(0),
+    )
 
 
 def _losses_at_centre(train: Examples, queries: Examples, batch_size: int, device: torch.device) -> Tensor:
@@ -279,6 +321,22 @@ def _agreement(
     sampler = Sampler(again, queries, step, name="half", seed_offset=_CHECK_SEED, keeper=files)
     _, halved, _, _ = from_draws(sampler.sample(num_draws))
     return float(ops.spearman(scores, halved).median())
+
+
+def _stein_progress(
+    log: Log | None, metrics: Mapping[str, float], chain: int, num_draws: int, files: ChainFiles | None
+) -> Callable[[float], None]:
+    """Told the mean training loss at each draw of a chain."""
+    steps = itertools.count(chain * num_draws)
+
+    def progress(loss: float) -> None:
+        if files is not None:
+            files.stop_if_asked()
+        step = next(steps)
+        if log is not None:
+            log(step, {**(metrics if step == 0 else {}), "chain/number": chain, "chain/loss": loss})
+
+    return progress
 
 
 def _progress(

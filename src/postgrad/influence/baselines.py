@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,11 @@ from postgrad.influence.examples import Examples
 GRADIENT_FLOATS = 2**28
 
 
+def _here() -> Generator[None]:
+    """One visit, of the weights as they are."""
+    yield
+
+
 def gradient_scores(
     basis: LayerBasis,
     parameters: Sequence[nn.Parameter],
@@ -22,38 +27,53 @@ def gradient_scores(
     queries: Examples,
     batch_size: int,
     precision: Tensor | None = None,
+    visits: Callable[[], Iterable[None]] = _here,
 ) -> tuple[Tensor, Tensor]:
-    """∇ℓ_jᵀ·P⁻¹·∇ℓ_i [Q, N], and that of each training example with itself [N]; positive = proponent.
+    """E[∇ℓ_j]ᵀ·P⁻¹·E[∇ℓ_i] [Q, N], and E[∇ℓ_iᵀ·P⁻¹·∇ℓ_i] of each training example with itself [N]; positive = proponent.
 
-    With P = nβΛ + γ it is what the covariance is to leading order.
-    Queries' gradients are held, as many as take a gigabyte; training gradients are made for each such part and forgotten.
+    With P = nβΛ + γ, at the weights themselves, it is what the covariance is to leading order. Queries' gradients are held, as
+    many as take a gigabyte; training gradients are made for each such part and forgotten.
 
     Args:
         precision: P [D] on the axes of `basis`; None = the identity.
+        visits: puts the module's weights at each of the places that E is the mean of, the same ones every time.
     """
-    scores = torch.empty(len(queries), len(train), device=basis.device)
-    own = torch.empty(len(train), device=basis.device)
-    part = max(1, GRADIENT_FLOATS // basis.size)
-    rows: list[tuple[list[int], Tensor]] = []
-
-    def finish() -> None:
-        held = torch.cat([row for _, row in rows])
-        indices = [index for batch, _ in rows for index in batch]
-        held = held if precision is None else held / precision
-        for batch, gradients in example_gradients(basis, parameters, train, batch_size):
-            columns = torch.tensor(batch, device=basis.device)
-            flat = basis.flatten(gradients)
-            scores[torch.tensor(indices, device=basis.device)[:, None], columns] = held @ flat.T
-            own[columns] = (flat.square() if precision is None else flat.square() / precision).sum(1)
-        rows.clear()
-
-    for batch, gradients in example_gradients(basis, parameters, queries, min(batch_size, part)):
-        rows.append((batch, basis.flatten(gradients)))
-        if sum(len(done) for done, _ in rows) + batch_size > part:
-            finish()
-    if rows:
-        finish()
+    scores = torch.zeros(len(queries), len(train), device=basis.device)
+    own = torch.zeros(len(train), device=basis.device)
+    for number, batches in enumerate(query_parts(queries, batch_size, basis.size)):
+        rows = torch.tensor([index for batch in batches for index in batch], device=basis.device)
+        held, count = torch.zeros(len(rows), basis.size, device=basis.device), 0
+        for _ in visits():
+            count, start = count + 1, 0
+            for batch, gradients in example_gradients(
+                basis, parameters, queries, batch_size, batches=batches
+            ):
+                held[start : start + len(batch)] += basis.flatten(gradients)
+                start += len(batch)
+        held = held / count if precision is None else held / (count * precision)
+        for _ in visits():
+            for batch, gradients in example_gradients(basis, parameters, train, batch_size):
+                columns = torch.tensor(batch, device=basis.device)
+                flat = basis.flatten(gradients)
+                scores[rows[:, None], columns] += held @ flat.T / count
+                if number == 0:
+                    squares = flat.square() if precision is None else flat.square() / precision
+                    own[columns] += squares.sum(1) / count
     return scores, own
+
+
+def query_parts(queries: Examples, batch_size: int, num_weights: int) -> list[list[list[int]]]:
+    """Batches of queries in as few parts as may be, so that the gradients of a part take at most a gigabyte."""
+    most = max(1, GRADIENT_FLOATS // num_weights)
+    parts: list[list[list[int]]] = []
+    held = most
+    for batch in queries.batches(min(batch_size, most)):
+        if held + len(batch) > most:
+            parts.append([])
+            held = 0
+        parts[-1].append(batch)
+        held += len(batch)
+    return parts
 
 
 def bm25(

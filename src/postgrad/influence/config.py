@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from postgrad.core.config import Config
 
-Method = Literal["langevin", "sgld", "rmsprop", "laplace", "ekfac", "gradient", "bm25"]
+Method = Literal["stein", "langevin", "sgld", "rmsprop", "laplace", "ekfac", "gradient", "bm25"]
 SAMPLED: tuple[Method, ...] = ("langevin", "sgld", "rmsprop", "laplace")
 """Methods whose scores are covariances over draws."""
+DRAWN: tuple[Method, ...] = ("stein", *SAMPLED)
+"""Methods with chains of draws."""
+
+
+class _Default(NamedTuple):
+    """What a method takes where nothing is given."""
+
+    damping: float
+    radius: float
+    draws: int
+
+
+_CHAINS = _Default(damping=0.1, radius=0.5, draws=200)
+_AT_WEIGHTS = _Default(damping=1e-3, radius=0.5, draws=0)
+_DEFAULTS: Mapping[Method, _Default] = {
+    "stein": _Default(damping=3e-3, radius=0.8, draws=4),
+    **dict.fromkeys(SAMPLED, _CHAINS),
+    **dict.fromkeys(("ekfac", "gradient", "bm25"), _AT_WEIGHTS),
+}
 
 
 class InfluenceConfig(Config):
     """`postgrad influence run`."""
 
-    method: Method = "langevin"
-    """`langevin`: chains with a frozen EK-FAC preconditioner; `sgld`, `rmsprop`: the paper's; `laplace`: independent draws by the
-    same factors; or a baseline without draws: `ekfac`, `gradient` (dot products), `bm25` (words alone)."""
-    damping: float = Field(default=0.1, gt=0)
-    """λ = γ/(nβ): how strongly draws are held to the weights, in units of the curvature of the mean loss."""
+    method: Method = "stein"
+    """`stein`: mean gradients over a few draws; `langevin`: chains with a frozen EK-FAC preconditioner; `sgld`, `rmsprop`: the
+    paper's; `laplace`: independent draws by the same factors; or a baseline at the weights themselves: `ekfac`, `gradient` (dot
+    products), `bm25` (words alone)."""
+    damping: float | None = Field(default=None, gt=0)
+    """λ = γ/(nβ): how strongly draws are held to the weights, in units of the curvature of the mean loss. None = 0.003 (stein),
+    0.001 (ekfac), 0.1 (chains, laplace)."""
     beta: float | None = Field(default=None, gt=0)
     """β, inverse temperature; nβ multiplies the mean loss. None = such that draws stay within `radius`."""
-    radius: float = Field(default=0.1, gt=0)
+    radius: float | None = Field(default=None, gt=0)
     """Without beta: how far draws may be from the weights, as a share of their norm, where the data hold nothing. To leading
-    order β scales all scores alike; far away the losses are no longer those of this model."""
+    order β scales all scores alike; far away the losses are no longer those of this model. None = 0.8 (stein), 0.5."""
     chains: int = Field(default=4, ge=1)
-    """C, independent chains; standard errors need two, and are better with more."""
-    draws: int = Field(default=200, ge=4)
-    """Draws that are kept of each chain."""
+    """C, independent chains (stein: sets of draws); standard errors need two, and are better with more."""
+    draws: int | None = Field(default=None, ge=2)
+    """Draws that are kept of each chain; even with stein, which takes them in pairs. None = 4 (stein), 200."""
     max_draws: int = Field(default=0, ge=0)
     """Above `draws`: go on in rounds, each time to twice as many draws, until ess reaches `min_ess` and two halves of the chains
     agree as `min_agreement` asks, up to this many. 0 = `draws` are all."""
@@ -81,9 +103,32 @@ class InfluenceConfig(Config):
     """Of the noise. Chain c has its own generator."""
 
     @property
+    def chosen_damping(self) -> float:
+        """`damping`, or the method's default."""
+        return _DEFAULTS[self.method].damping if self.damping is None else self.damping
+
+    @property
+    def chosen_radius(self) -> float:
+        """`radius`, or the method's default."""
+        return _DEFAULTS[self.method].radius if self.radius is None else self.radius
+
+    @property
+    def num_draws(self) -> int:
+        """`draws`, or the method's default."""
+        return _DEFAULTS[self.method].draws if self.draws is None else self.draws
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Self:
+        if self.method == "stein" and self.num_draws % 2:
+            raise ValueError(
+                f"method stein takes draws in pairs: give an even number (received {self.num_draws})"
+            )
+        return self
+
+    @property
     def most_draws(self) -> int:
         """Draws of each chain if it takes all rounds."""
-        return max(self.draws, self.max_draws)
+        return max(self.num_draws, self.max_draws)
 
     @property
     def relative_step(self) -> float:

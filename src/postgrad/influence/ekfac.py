@@ -148,11 +148,12 @@ def example_gradients(
     examples: Examples,
     batch_size: int,
     generator: torch.Generator | None = None,
+    batches: Sequence[list[int]] | None = None,
 ) -> Generator[tuple[list[int], list[Tensor]]]:
-    """(indices, gradient of each example on the axes of each layer [B, O, I]), batch by batch; of sampled targets with a
-    generator, of the true ones without."""
+    """(indices, gradient of each example on the axes of each layer [B, O, I]), batch by batch, of all examples or of some
+    `batches`; of sampled targets with a generator, of the true ones without."""
     recorder = Recorder(basis.layers)
-    for batch in examples.batches(batch_size):
+    for batch in examples.batches(batch_size) if batches is None else batches:
         with recorder.recording():  # closed before the caller has its turn, whose passes are not ours
             losses = (
                 examples.losses(batch) if generator is None else examples.sampled_losses(batch, generator)

@@ -214,7 +214,7 @@ def _count_on(log: Log | None, number: int, config: InfluenceConfig) -> Log | No
     """Draws of a later checkpoint are counted on from those of the earlier ones."""
     if log is None:
         return None
-    start = number * config.chains * config.draws
+    start = number * config.chains * config.num_draws
 
     def logged(step: int, metrics: Mapping[str, Any]) -> None:
         log(start + step, {"checkpoint/number": number + 1, **metrics})

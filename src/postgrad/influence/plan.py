@@ -19,15 +19,16 @@ from torch import nn
 
 from postgrad.core.errors import ConfigError
 from postgrad.influence.baselines import GRADIENT_FLOATS
-from postgrad.influence.config import SAMPLED, InfluenceConfig
+from postgrad.influence.config import DRAWN, SAMPLED, InfluenceConfig
 from postgrad.influence.ekfac import LayerBasis
 from postgrad.influence.examples import Examples, Texts
 from postgrad.influence.layers import Layer, find_layers, layer_type
 from postgrad.influence.sampler import CURVATURE_EXAMPLES, CURVATURE_STEPS
+from postgrad.influence.stein import CURVATURE_EXAMPLES as STEIN_EXAMPLES
 from postgrad.influence.tokens import MAX_TOKEN_BYTES, moments_bytes
 from postgrad.influence.weights import choose_parameters
 
-WITH_LAYERS = ("langevin", "laplace", "ekfac", "gradient")
+WITH_LAYERS = ("stein", "langevin", "laplace", "ekfac", "gradient")
 _DRAW_BYTES = 28
 """For each loss of a draw while scores are made: itself in float32, and three times in float64."""
 
@@ -158,10 +159,10 @@ def plan(sizes: Sizes, config: InfluenceConfig, *, itemsize: int = 4) -> Plan:
             tokens, notes = 0, ("token scores would be left out: there are too many tokens",)
     axes = sum(rows**2 + columns**2 for rows, columns in sizes.layers) if _has_factors(config) else 0
     moving = (3 if config.method == "rmsprop" else 2) * (
-        config.chains if config.max_draws > config.draws else 1
+        config.chains if config.max_draws > config.num_draws else 1
     )
-    vectors = {"gradient": 0, "ekfac": 1}.get(config.method, 1 + moving)
-    centres = (2 if _checked(sizes, config) else 1) if sampled else 0
+    vectors = {"gradient": 0, "ekfac": 1, "stein": 4}.get(config.method, 1 + moving)
+    centres = (2 if _checked(sizes, config) else 1) if config.method in DRAWN else 0
     return Plan(
         *counts,
         _flops(sizes, config, *counts),
@@ -191,7 +192,7 @@ def scoring_bytes(num_train: int, num_queries: int, config: InfluenceConfig) -> 
     """28·C·S·(N + Q), 4 more while the step is checked, and 8·(C + 4)·Q·N; of a method without draws 4·Q·N."""
     pairs = num_train * num_queries
     if config.method not in SAMPLED:
-        return 4 * pairs
+        return 4 * pairs * (2 * config.chains + 1 if config.method == "stein" else 1)
     each = _DRAW_BYTES + (4 if config.check_step and config.method != "laplace" else 0)
     losses = config.chains * config.most_draws * (num_train + num_queries)
     return each * losses + 8 * (config.chains + 4) * pairs
@@ -251,7 +252,11 @@ def _count(sizes: Sizes, config: InfluenceConfig) -> tuple[int, int, int]:
     forward = n + q  # at the model's own weights
     gradient = 2 * n if _has_factors(config) else 0
     if config.method not in SAMPLED:
-        return forward, gradient + q + n * gradient_parts(q, sizes.num_sampled, config.batch_size), 0
+        visits, seen = (
+            (1, 0) if config.method != "stein" else (config.chains * config.num_draws, min(n, STEIN_EXAMPLES))
+        )
+        passes = q + n * gradient_parts(q, sizes.num_sampled, config.batch_size) + seen
+        return forward + (visits * seen), gradient + visits * passes, 0
     if config.method == "laplace":
         return forward + config.chains * config.most_draws * (n + q), gradient, 0
     whole = config.gradient_examples in (0, n)
@@ -272,13 +277,14 @@ def gradient_parts(num_queries: int, num_weights: int, batch_size: int) -> int:
     >>> gradient_parts(10, 2**27, 1), gradient_parts(10, 100, 4)
     (5, 1)
     """
-    part = max(1, GRADIENT_FLOATS // num_weights)
-    held, parts = 0, 0
-    for start in range(0, num_queries, min(batch_size, part)):
-        held += min(min(batch_size, part), num_queries - start)
-        if held + batch_size > part:
+    most = max(1, GRADIENT_FLOATS // num_weights)
+    size, held, parts = min(batch_size, most), most, 0
+    for start in range(0, num_queries, size):
+        count = min(size, num_queries - start)
+        if held + count > most:
             held, parts = 0, parts + 1
-    return parts + (held > 0)
+        held += count
+    return parts
 
 
 def _flops(sizes: Sizes, config: InfluenceConfig, forward: int, gradient: int, hessian: int) -> float:
@@ -293,7 +299,9 @@ def _flops(sizes: Sizes, config: InfluenceConfig, forward: int, gradient: int, h
         total += sum(2.0 * sizes.train_tokens * (o**2 + i**2) + 9.0 * (o**3 + i**3) for o, i in sizes.layers)
         total += n * rotation
     if config.method not in SAMPLED:
-        return total + rotation * (q + n) * _has_factors(config) + 2.0 * n * q * sizes.num_sampled
+        visits = config.chains * config.num_draws if config.method == "stein" else 1
+        rotated = visits * (q + n + (min(n, STEIN_EXAMPLES) + 3 if config.method == "stein" else 0))
+        return total + rotation * rotated * _has_factors(config) + 2.0 * n * q * sizes.num_sampled * visits
     checked = _checked(sizes, config)
     draws = config.chains * config.most_draws
     if config.method == "laplace":

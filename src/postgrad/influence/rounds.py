@@ -20,7 +20,7 @@ def round_sizes(config: InfluenceConfig) -> list[int]:
     >>> round_sizes(InfluenceConfig(draws=100, max_draws=500)), round_sizes(InfluenceConfig(draws=100))
     ([100, 200, 400, 500], [100])
     """
-    sizes = [config.draws]
+    sizes = [config.num_draws]
     while sizes[-1] < config.most_draws:
         sizes.append(min(2 * sizes[-1], config.most_draws))
     return sizes

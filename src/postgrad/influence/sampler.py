@@ -55,7 +55,7 @@ class Posterior:
         self.train, self.basis, self.config = train, basis, config
         self.beta = choose_beta(parameters, train, config)
         self.num_tempered = self.beta * float(train.weights.sum())
-        self.localization = config.damping * self.num_tempered
+        self.localization = config.chosen_damping * self.num_tempered
         self.precision = basis.precision(self.num_tempered, self.localization)
         self._parameters = list(parameters)
         self._centre = [parameter.detach().clone() for parameter in parameters]
@@ -146,7 +146,12 @@ def choose_beta(parameters: Sequence[nn.Parameter], train: Examples, config: Inf
     if norm == 0:
         raise SamplingError("The chosen weights are all 0, so that radius has no meaning. Give beta.")
     size = sum(parameter.numel() for parameter in parameters)
-    return local_beta(size, float(train.weights.sum()), config.damping, config.radius * norm)
+    return local_beta(size, float(train.weights.sum()), config.chosen_damping, config.chosen_radius * norm)
+
+
+def chain_seed(config: InfluenceConfig, number: int) -> int:
+    """Of a chain's generator."""
+    return (config.seed * 1_000_003 + number) % 2**63
 
 
 @contextlib.contextmanager
@@ -218,7 +223,7 @@ class Chain:
     @property
     def done(self) -> bool:
         """Whether it has all its draws."""
-        return self.num_draws >= self._config.draws
+        return self.num_draws >= self._config.num_draws
 
     def advance(self) -> bool:
         """One step; whether a draw was recorded.
@@ -409,7 +414,7 @@ class Sampler:
         """A new one, or as it was kept."""
         if number == len(self._chains):
             config = self._posterior.config
-            seed = (config.seed * 1_000_003 + number + self._seed_offset) % 2**63
+            seed = chain_seed(config, number + self._seed_offset)
             tokens = None if self._tokens is None else TokenMoments(*self._tokens)
             chain = Chain(self._posterior, self._queries, self._step_size, seed, tokens)
             if self._keeper is not None:

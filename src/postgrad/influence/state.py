@@ -133,6 +133,22 @@ class ChainFiles:
         if self._interrupted:
             raise KeyboardInterrupt
 
+    def restore_scores(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """Scores of a chain that came to its end, as `keep_scores` was given them. Raises RunError for a damaged file."""
+        if not self._path(name).exists():
+            return None
+        found = self._read(name)
+        return found["scores"], found["own"]
+
+    def keep_scores(self, name: str, scores: Tensor, own: Tensor, num_draws: int) -> None:
+        """Keeps scores [Q, N] and [N] of a chain of `stein`. Raises RunError (full disk)."""
+        self._write(name, {"scores": scores, "own": own}, {"num_draws": str(num_draws)})
+
+    def stop_if_asked(self) -> None:
+        """Raises KeyboardInterrupt after Ctrl-C or SIGTERM."""
+        if self._interrupted:
+            raise KeyboardInterrupt
+
     @contextmanager
     def stopping_cleanly(self) -> Generator[None]:
         """The first Ctrl-C or SIGTERM lets the running step end and keeps the chain; the second one ends at once."""

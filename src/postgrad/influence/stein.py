@@ -1,0 +1,119 @@
+"""Influence without the noise of covariances, by Stein's identity.
+
+The weights have the law p ∝ exp(−U) with U = nβ·L + γ/2·‖w − w*‖². For any f, Cov(f, ∂U) = E[∇f], and Cov(∂U, ∂U) = E[∇²U].
+So of Cov(ℓ_i, ℓ_j), the paper's influence, the part that both losses have linear in ∂U is
+
+    E[∇ℓ_j]ᵀ · E[∇²U]⁻¹ · E[∇ℓ_i].
+
+If p is Gaussian it is the first term of the covariance's expansion in derivatives (the next has E[∇²ℓ_i] and E[∇²ℓ_j]). It
+takes three means over a few draws, where covariances of N losses take as many draws as an N-dimensional random projection has
+dimensions. At w* itself, without draws, it is EK-FAC's damped influence.
+
+The draws are pairs w* ± δ of the Gaussian that EK-FAC describes, so that what is odd in δ cancels; E[∇²U] is nβ·Λ̄ + γ on EK-FAC's
+axes, Λ̄ the mean squared gradient *at the draws*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from postgrad.core.errors import SamplingError
+from postgrad.influence.baselines import gradient_scores
+from postgrad.influence.ekfac import LayerBasis, example_gradients
+from postgrad.influence.examples import Examples
+from postgrad.influence.sampler import Posterior
+
+CURVATURE_EXAMPLES = 512
+"""Training examples, at most, whose gradients at the draws give Λ̄."""
+
+
+class SteinChain:
+    """Pairs of draws, and the scores from their means.
+
+    Args:
+        posterior: of the training examples, its precision from fitted factors; its weights move.
+        parameters: of the borrowed module.
+        num_draws: S, even.
+        seed: of the draws.
+    """
+
+    def __init__(
+        self,
+        posterior: Posterior,
+        basis: LayerBasis,
+        parameters: Sequence[nn.Parameter],
+        num_draws: int,
+        seed: int,
+    ) -> None:
+        self._posterior, self._basis, self._parameters = posterior, basis, parameters
+        self._num_draws, self._seed = num_draws, seed
+
+    def visits(self) -> Generator[None]:
+        """Puts the module's weights at one draw after the other, always the same; at w* in the end."""
+        posterior = self._posterior
+        generator = torch.Generator(self._basis.device)
+        try:
+            for number in range(self._num_draws):
+                generator.manual_seed((self._seed * 65_537 + number // 2) % 2**63)
+                noise = torch.randn(self._basis.size, generator=generator, device=self._basis.device)
+                posterior.place((noise if number % 2 == 0 else -noise) / posterior.precision.sqrt())
+                yield
+        finally:
+            posterior.place(torch.zeros(self._basis.size, device=self._basis.device))
+
+    def curvature(self, progress: Callable[[float], None]) -> Tensor:
+        """Λ̄ [D]: the mean squared gradient of a training example over examples and draws.
+
+        Args:
+            progress: told the mean training loss at every draw.
+
+        Raises:
+            SamplingError: a loss is not finite at a draw.
+        """
+        train, config = self._posterior.train, self._posterior.config
+        batches = self._some_batches()
+        examples = [index for batch in batches for index in batch]
+        weights = train.weights[examples]
+        total = torch.zeros(self._basis.size, device=self._basis.device)
+        for _ in self.visits():
+            with torch.inference_mode():
+                losses = torch.cat([train.losses(batch).float() for batch in batches])
+            if not bool(losses.isfinite().all()):
+                raise SamplingError(
+                    "A training loss is not finite at a draw: the draws are too far from the weights. "
+                    f"Lower radius (now {config.chosen_radius:g}), or raise damping."
+                )
+            progress(float((losses * weights).sum() / weights.sum()))
+            for batch, gradients in example_gradients(
+                self._basis, self._parameters, train, config.batch_size, batches=batches
+            ):
+                squares = self._basis.flatten(gradients).square()
+                total += train.weights[batch] @ squares
+        return total / (weights.sum() * self._num_draws)
+
+    def scores(self, queries: Examples, progress: Callable[[float], None]) -> tuple[Tensor, Tensor]:
+        """[Q, N], and of each training example on itself [N], the latter with the mean outside: E[∇ℓᵀ · E[∇²U]⁻¹ · ∇ℓ]."""
+        posterior = self._posterior
+        precision = posterior.num_tempered * self.curvature(progress) + posterior.localization
+        return gradient_scores(
+            self._basis,
+            self._parameters,
+            posterior.train,
+            queries,
+            posterior.config.batch_size,
+            precision,
+            self.visits,
+        )
+
+    def _some_batches(self) -> list[list[int]]:
+        """Batches of at most 512 training examples, chosen by the seed."""
+        train, size = self._posterior.train, self._posterior.config.batch_size
+        batches = train.batches(size)
+        if len(train) <= CURVATURE_EXAMPLES:
+            return batches
+        generator = torch.Generator().manual_seed(self._seed)
+        order = torch.randperm(len(batches), generator=generator).tolist()
+        return [batches[number] for number in order[: max(1, CURVATURE_EXAMPLES // size)]]
