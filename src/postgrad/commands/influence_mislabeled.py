@@ -36,7 +36,7 @@ def main(
     argv: list[str],
 ) -> int:
     """Ranks training examples by how suspicious they are; see `postgrad influence mislabeled --help`."""
-    config = validate(InfluenceConfig, options)
+    config = validate(InfluenceConfig, {**options, "self_scores": True})
     is_function = ":" in model and not Path(model).exists()
     if is_function != (train is None):
         raise ConfigError(

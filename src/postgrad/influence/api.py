@@ -176,8 +176,12 @@ def _attribute(
             if config.method == "ekfac"
             else None
         )
-        scores, own = gradient_scores(basis, parameters, train, queries, config.batch_size, precision)
-        return Result(scores.cpu(), self_scores=own.cpu(), losses=losses.cpu())
+        scores, own = gradient_scores(
+            basis, parameters, train, queries, config.batch_size, precision, with_own=config.self_scores
+        )
+        return Result(
+            scores.cpu(), self_scores=own.cpu() if config.self_scores else None, losses=losses.cpu()
+        )
     if isinstance(basis, LayerBasis) and config.method == "stein":
         result = _stein(parameters, train, queries, basis, config, log, files)
     else:
@@ -217,7 +221,7 @@ def _stein(
         errors,
         diagnostics=metrics,
         problems=find_problems(metrics, config),
-        self_scores=torch.stack([own for _, own in found]).mean(0),
+        self_scores=torch.stack([own for _, own in found]).mean(0) if config.self_scores else None,
     )
 
 

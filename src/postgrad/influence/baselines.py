@@ -28,6 +28,8 @@ def gradient_scores(
     batch_size: int,
     precision: Tensor | None = None,
     visits: Callable[[], Iterable[None]] = _here,
+    *,
+    with_own: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """E[∇ℓ_j]ᵀ·P⁻¹·E[∇ℓ_i] [Q, N], and E[∇ℓ_iᵀ·P⁻¹·∇ℓ_i] of each training example with itself [N]; positive = proponent.
 
@@ -37,6 +39,7 @@ def gradient_scores(
     Args:
         precision: P [D] on the axes of `basis`; None = the identity.
         visits: puts the module's weights at each of the places that E is the mean of, the same ones every time.
+        with_own: whether scores of examples on themselves are wanted; else they are 0.
     """
     scores = torch.zeros(len(queries), len(train), device=basis.device)
     own = torch.zeros(len(train), device=basis.device)
@@ -50,13 +53,17 @@ def gradient_scores(
             ):
                 held[start : start + len(batch)] += basis.flatten(gradients)
                 start += len(batch)
-        held = held / count if precision is None else held / (count * precision)
+        held /= count if precision is None else count * precision
+        parts = basis.split(held)
         for _ in visits():
             for batch, gradients in example_gradients(basis, parameters, train, batch_size):
                 columns = torch.tensor(batch, device=basis.device)
-                flat = basis.flatten(gradients)
-                scores[rows[:, None], columns] += held @ flat.T / count
-                if number == 0:
+                products = [
+                    part @ gradient.flatten(1).T for part, gradient in zip(parts, gradients, strict=True)
+                ]
+                scores[rows[:, None], columns] += torch.stack(products).sum(0) / count
+                if with_own and number == 0:
+                    flat = basis.flatten(gradients)
                     squares = flat.square() if precision is None else flat.square() / precision
                     own[columns] += squares.sum(1) / count
     return scores, own

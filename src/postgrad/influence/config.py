@@ -89,6 +89,8 @@ class InfluenceConfig(Config):
     tokens: bool = True
     """Score single tokens too, of queries and of training examples: 8·(T_q·N + Q·T_n) bytes for each chain and three more, T_q
     and T_n all their tokens; above 2 GiB they are left out, with a note. Methods with draws alone."""
+    self_scores: bool = False
+    """Score training examples on themselves too; methods with draws of losses (langevin, sgld, rmsprop, laplace) always do."""
     check_step: bool = True
     """Run the chains once more with half the step, and require that the scores agree."""
     max_r_hat: float = Field(default=1.1, gt=1)

@@ -55,6 +55,10 @@ class LayerBasis:
             raise RuntimeError("The factors are not fitted yet.")
         return self.flatten(values)
 
+    def split(self, flat: Tensor) -> Sequence[Tensor]:
+        """Views […, O·I] of […, D], one for each layer."""
+        return flat.split([rows * columns for rows, columns in self.sizes], -1)
+
     @staticmethod
     def flatten(matrices: Sequence[Tensor]) -> Tensor:
         """[…, D] from one [..., O, I] for each layer."""
@@ -161,12 +165,12 @@ def example_gradients(
             calls = recorder.take(losses, parameters)
         found: list[Tensor] = []
         for layer, parts in zip(basis.layers, calls, strict=True):
-            matrices = [layer.gradient(read, gradient) for read, gradient in parts]
+            matrices = [layer.gradient_on_axes(read, gradient) for read, gradient in parts]
             if not matrices:
                 raise ConfigError(
                     f"A chosen {type(layer.module).__name__} takes no part in the loss. Narrow parameters to those that do."
                 )
-            found.append(layer.to_axes(torch.stack(matrices).sum(0)))
+            found.append(matrices[0] if len(matrices) == 1 else torch.stack(matrices).sum(0))
         yield batch, found
 
 

@@ -75,6 +75,15 @@ class Layer:
         """Of each example [B, O, I], from `read` and `written` of one call."""
         return torch.einsum("bto,bti->boi", written, read)
 
+    def gradient_on_axes(self, read: Tensor, written: Tensor) -> Tensor:
+        """`to_axes` of `gradient`. Few positions are rotated themselves, T·(O² + I²) products; else the gradient, O·I·(O + I)."""
+        if self.output_axes is None or self.input_axes is None:
+            return self.gradient(read, written)
+        rows, columns = written.shape[-1], read.shape[-1]
+        if read.shape[1] * (rows**2 + columns**2) > rows * columns * (rows + columns):
+            return self.to_axes(self.gradient(read, written))
+        return self.gradient(read @ self.input_axes, written @ self.output_axes)
+
     def _with_one(self, read: Tensor) -> Tensor:
         return read if self.bias is None else torch.cat([read, read.new_ones(*read.shape[:2], 1)], -1)
 

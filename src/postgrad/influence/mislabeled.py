@@ -24,10 +24,12 @@ def signals(result: Result, *, with_queries: bool) -> dict[str, Tensor]:
         with_queries: whether there were such queries.
 
     Raises:
-        ConfigError: a method without scores of examples on themselves (bm25).
+        ConfigError: there are no scores of examples on themselves.
     """
     if result.self_scores is None or result.losses is None:
-        raise ConfigError("Method bm25 compares words; it cannot say what is mislabelled.")
+        raise ConfigError(
+            "There are no scores of examples on themselves: give self_scores=True, and another method than bm25."
+        )
     found = {"opponents": -result.scores.mean(0)} if with_queries else {}
     return {**found, "self": result.self_scores, "loss": result.losses}
 

@@ -78,6 +78,7 @@ class SteinChain:
         examples = [index for batch in batches for index in batch]
         weights = train.weights[examples]
         total = torch.zeros(self._basis.size, device=self._basis.device)
+        parts = self._basis.split(total)
         for _ in self.visits():
             with torch.inference_mode():
                 losses = torch.cat([train.losses(batch).float() for batch in batches])
@@ -90,8 +91,8 @@ class SteinChain:
             for batch, gradients in example_gradients(
                 self._basis, self._parameters, train, config.batch_size, batches=batches
             ):
-                squares = self._basis.flatten(gradients).square()
-                total += train.weights[batch] @ squares
+                for part, gradient in zip(parts, gradients, strict=True):
+                    part += train.weights[batch] @ gradient.flatten(1).square_()
         return total / (weights.sum() * self._num_draws)
 
     def scores(self, queries: Examples, progress: Callable[[float], None]) -> tuple[Tensor, Tensor]:
@@ -106,6 +107,7 @@ class SteinChain:
             posterior.config.batch_size,
             precision,
             self.visits,
+            with_own=posterior.config.self_scores,
         )
 
     def _some_batches(self) -> list[list[int]]:

@@ -166,7 +166,15 @@ def flipped() -> tuple[nn.Module, Labels, Labels, Tensor]:
 def test_wrong_labels_are_found_by_every_signal(method: str) -> None:
     module, train, queries, wrong = flipped()
     result = run(
-        module, train, queries, method=method, damping=0.02, parameters=".", draws=400, batch_size=64
+        module,
+        train,
+        queries,
+        method=method,
+        damping=0.02,
+        parameters=".",
+        draws=400,
+        batch_size=64,
+        self_scores=True,
     )
     found = areas(signals(result, with_queries=True), wrong.tolist())
     assert found["opponents"] > 0.65  # chance is ½ ± 0.08
@@ -180,7 +188,7 @@ def test_wrong_labels_are_found_by_every_signal(method: str) -> None:
 def test_the_score_of_an_example_on_itself_is_the_matrix_diagonal() -> None:
     module, train, _ = regression()
     for method in ("ekfac", "gradient", "laplace"):
-        result = run(module, train, train, method=method, draws=50, **OPTIONS)
+        result = run(module, train, train, method=method, draws=50, self_scores=True, **OPTIONS)
         assert result.self_scores is not None
         torch.testing.assert_close(result.self_scores, result.scores.diagonal(), rtol=1e-3, atol=1e-6)
 
