@@ -27,7 +27,7 @@ from postgrad.influence.api import run
 from postgrad.influence.result import Result
 from postgrad.influence.state import ChainFiles
 
-QUICK: dict[str, Any] = {"chains": 2, "draws": 19, "burn_in": 3, "thin": 2}
+QUICK: dict[str, Any] = {"method": "langevin", "chains": 2, "draws": 19, "burn_in": 3, "thin": 2}
 
 
 class StoppedError(Exception):
@@ -169,7 +169,18 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     (root / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (root / "query.jsonl").write_text(json.dumps(rows[0] | {"id": "q"}) + "\n", encoding="utf-8")
     found = ["influence", "run", str(root / "model"), "--train", str(root / "train.jsonl"), "--device", "cpu"]
-    found += ["--query", str(root / "query.jsonl"), "--chains", "2", "--draws", "40", "--burn-in", "4"]
+    found += [
+        "--query",
+        str(root / "query.jsonl"),
+        "--method",
+        "langevin",
+        "--chains",
+        "2",
+        "--draws",
+        "40",
+        "--burn-in",
+        "4",
+    ]
     found += [
         "--thin",
         "3",

@@ -14,7 +14,15 @@ from postgrad.influence.api import run
 from postgrad.influence.multi import run_checkpoints
 from postgrad.influence.state import ChainFiles
 
-ROUNDS: dict[str, Any] = {"chains": 2, "draws": 8, "max_draws": 300, "burn_in": 3, "thin": 1, "min_ess": 60}
+ROUNDS: dict[str, Any] = {
+    "method": "langevin",
+    "chains": 2,
+    "draws": 8,
+    "max_draws": 300,
+    "burn_in": 3,
+    "thin": 1,
+    "min_ess": 60,
+}
 ROUNDS |= {"min_agreement": -1.0, "max_r_hat": 2.0}
 
 
