@@ -95,11 +95,15 @@ def run_checkpoints(
         state: as of `run`; each checkpoint has a directory of its own in it.
 
     Raises:
-        ConfigError: no checkpoint, or no learning rates to weigh by.
+        ConfigError: no checkpoint, no learning rates to weigh by, or `max_draws`.
         ModelError: checkpoints with different tokenizers, or weights that do not fit the model.
         and what `run` raises.
     """
     config = validate(InfluenceConfig, {**(config or InfluenceConfig()).model_dump(), **options})
+    if config.max_draws > 0:
+        raise ConfigError(
+            "max_draws is for one model: checkpoints are averaged over equally many draws. Give draws."
+        )
     found = find_checkpoints(paths)
     shares = checkpoint_shares(found, config.checkpoint_weights)
     roles: list[list[Example] | Examples] = []

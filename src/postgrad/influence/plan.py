@@ -39,7 +39,7 @@ class Sizes:
 
     Attributes:
         num_parameters, num_multiplied, num_sampled: P, M, D.
-        layers: (O, I) of the layers that are sampled along EK-FAC's axes; empty for the other methods.
+        layers: (O, I) of the layers that are sampled along EK-FAC's axes (a norm has none); empty for the other methods.
         activations: numbers that a token leaves behind in a forward pass.
         num_train, num_queries: N, Q, equal ones merged.
         train_tokens, query_tokens: in one pass over each, padding included.
@@ -71,7 +71,8 @@ def read_sizes(module: nn.Module, train: Texts, queries: Texts, config: Influenc
     sampled, layers = sum(parameter.numel() for _, parameter in chosen), []
     if config.method in WITH_LAYERS:
         basis = LayerBasis(find_layers(module, chosen), [parameter for _, parameter in chosen])
-        layers = basis.sizes
+        pairs = zip(basis.layers, basis.sizes, strict=True)
+        layers = [(size[0], size[1]) for layer, size in pairs if layer.factored]
     linear = [cast("Any", part).weight for part in module.modules() if layer_type(part) is Layer]
     head = cast("Any", module).get_output_embeddings().weight
     owned = {id(weight): weight for weight in [*linear, head]}
@@ -181,7 +182,7 @@ def plan(sizes: Sizes, config: InfluenceConfig, *, itemsize: int = 4) -> Plan:
 def draws_bytes(num_train: int, num_queries: int, config: InfluenceConfig) -> int:
     """4·C·S·(N + Q + 1): losses and the distance.
 
-    >>> draws_bytes(9, 2, InfluenceConfig(chains=2, draws=5))
+    >>> draws_bytes(9, 2, InfluenceConfig(method="langevin", chains=2, draws=5))
     480
     """
     return 4 * config.chains * config.most_draws * (num_train + num_queries + 1)
@@ -288,19 +289,21 @@ def gradient_parts(num_queries: int, num_weights: int, batch_size: int) -> int:
 
 def _flops(sizes: Sizes, config: InfluenceConfig, forward: int, gradient: int, hessian: int) -> float:
     """2·M a token forward, 6·M with the way back, 18·M for a product with the Hessian; the rotations 4·(O²·I + O·I²) of a step
-    (half of it in laplace), 2·(O²·I + O·I²) for each example whose gradient is rotated; factors 2·T·(O² + I²) with their
-    eigenvectors 9·(O³ + I³); the covariances 2·C·S·Q·N, and of tokens 2·C·S·(T_q·N + Q·T_n)."""
+    (half of it in laplace), 2·min(O²·I + O·I², T·(O² + I²)) for each example whose gradient is rotated; factors 2·T·(O² + I²)
+    with their eigenvectors 9·(O³ + I³); the covariances 2·C·S·Q·N, and of tokens 2·C·S·(T_q·N + Q·T_n)."""
     n, q = sizes.num_train, sizes.num_queries
     width = (sizes.train_tokens + sizes.query_tokens) / (n + q)
     total = width * sizes.num_multiplied * (2.0 * forward + 6.0 * gradient + 18.0 * hessian)
     rotation = 2.0 * sum(rows * columns * (rows + columns) for rows, columns in sizes.layers)
+    each = sum(2.0 * min(o * i * (o + i), width * (o**2 + i**2)) for o, i in sizes.layers)
     if _has_factors(config):
         total += sum(2.0 * sizes.train_tokens * (o**2 + i**2) + 9.0 * (o**3 + i**3) for o, i in sizes.layers)
-        total += n * rotation
+        total += n * each
     if config.method not in SAMPLED:
         visits = config.chains * config.num_draws if config.method == "stein" else 1
-        rotated = visits * (q + n + (min(n, STEIN_EXAMPLES) + 3 if config.method == "stein" else 0))
-        return total + rotation * rotated * _has_factors(config) + 2.0 * n * q * sizes.num_sampled * visits
+        seen, moves = (min(n, STEIN_EXAMPLES), 3) if config.method == "stein" else (0, 0)
+        rotated = visits * ((q + n + seen) * each + moves * rotation)
+        return total + rotated * _has_factors(config) + 2.0 * n * q * sizes.num_sampled * visits
     checked = _checked(sizes, config)
     draws = config.chains * config.most_draws
     if config.method == "laplace":

@@ -90,8 +90,9 @@ class ChainFiles:
             )
         found = self._read(_ORIGIN)
         for number, layer in enumerate(basis.layers if isinstance(basis, LayerBasis) else []):
-            parts = (found[f"{name}.{number}"].to(basis.device) for name in _AXES)
-            layer.output_axes, layer.input_axes, layer.eigenvalues = parts
+            parts = (found.get(f"{name}.{number}") for name in _AXES)  # a norm has no axes
+            moved = (None if part is None else part.to(basis.device) for part in parts)
+            layer.output_axes, layer.input_axes, layer.eigenvalues = moved
         self.curvature = float(found["curvature"])
         return True
 

@@ -26,7 +26,14 @@ from postgrad.influence.result import diagnose, from_draws
 from postgrad.influence.sampler import Draws, Posterior
 
 ROWS = [{"prompt": f"What is {n}?", "completion": f"{n} and {'ever ' * (n % 4)}more"} for n in range(11)]
-QUICK: dict[str, Any] = {"chains": 2, "draws": 6, "burn_in": 3, "thin": 2, "batch_size": 4}
+QUICK: dict[str, Any] = {
+    "method": "langevin",
+    "chains": 2,
+    "draws": 6,
+    "burn_in": 3,
+    "thin": 2,
+    "batch_size": 4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +114,15 @@ def test_operations_are_about_those_of_a_run(model: Model, method: str) -> None:
     assert expected == pytest.approx(counter.get_total_flops(), rel=0.15)
 
 
-@pytest.mark.parametrize("options", [QUICK, QUICK | {"method": "sgld"}, QUICK | {"method": "laplace"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        QUICK,
+        QUICK | {"method": "sgld"},
+        QUICK | {"method": "laplace"},
+        QUICK | {"method": "laplace", "parameters": r"layers\."},  # with norms
+    ],
+)
 def test_bytes_are_those_of_the_tensors(model: Model, options: dict[str, Any], tmp_path: Path) -> None:
     sizes, found, config = planned(model, options)
     result = run(model, ROWS, ROWS[:3], state=tmp_path, **options)
@@ -140,7 +155,7 @@ def test_the_peak_of_scoring_is_as_planned() -> None:
         reset.write_text("5")
     except OSError:
         pytest.skip("the peak of memory cannot be reset on this system")
-    config = InfluenceConfig(chains=2, draws=50, check_step=False)
+    config = InfluenceConfig(method="langevin", chains=2, draws=50, check_step=False)
     draws = Draws(torch.randn(2, 50, 60_000), torch.randn(2, 50, 2), torch.ones(2, 50))
     reset.write_text("5")
     before = peak_bytes() - sum(part.nbytes for part in draws)
@@ -185,7 +200,7 @@ def test_on_the_command_line_without_weights(
         "--out",
         str(out),
     ]
-    words += ["--device", "cpu", "--dry-run", "--chains", "2", "--draws", "6"]
+    words += ["--device", "cpu", "--dry-run", "--method", "langevin", "--chains", "2", "--draws", "6"]
     assert main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["sizes"]["num_train"] == 11

@@ -15,6 +15,7 @@ import pytest
 import torch
 from tests.rooms.influence.problems import regression
 from tests.rooms.influence.test_tokens import sentences
+from torch import nn
 
 from postgrad.cli import main
 from postgrad.core.errors import ConfigError, RunError
@@ -26,7 +27,7 @@ from postgrad.influence.api import run
 from postgrad.influence.result import Result
 from postgrad.influence.state import ChainFiles
 
-QUICK: dict[str, Any] = {"chains": 2, "draws": 19, "burn_in": 3, "thin": 2}
+QUICK: dict[str, Any] = {"method": "langevin", "chains": 2, "draws": 19, "burn_in": 3, "thin": 2}
 
 
 class StoppedError(Exception):
@@ -81,6 +82,19 @@ def test_a_run_that_is_stopped_anywhere_gives_the_same_bits(
     assert_same(whole, found)
     ChainFiles(tmp_path / "chains").remove()
     assert not (tmp_path / "chains").exists()
+
+
+def test_layers_without_axes_go_on_too(tmp_path: Path) -> None:
+    """A norm has eigenvalues alone."""
+    _, train, queries = sentences()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        module = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3))
+    train.module = queries.module = module
+    options = QUICK | {"parameters": ".", "check_step": False}
+    expected = run(module, train, queries, state=tmp_path, **options)
+    (tmp_path / "chain-1.safetensors").unlink()
+    assert torch.equal(run(module, train, queries, state=tmp_path, **options).scores, expected.scores)
 
 
 def test_draws_are_told_once(tmp_path: Path) -> None:
@@ -155,7 +169,18 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     (root / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (root / "query.jsonl").write_text(json.dumps(rows[0] | {"id": "q"}) + "\n", encoding="utf-8")
     found = ["influence", "run", str(root / "model"), "--train", str(root / "train.jsonl"), "--device", "cpu"]
-    found += ["--query", str(root / "query.jsonl"), "--chains", "2", "--draws", "40", "--burn-in", "4"]
+    found += [
+        "--query",
+        str(root / "query.jsonl"),
+        "--method",
+        "langevin",
+        "--chains",
+        "2",
+        "--draws",
+        "40",
+        "--burn-in",
+        "4",
+    ]
     found += [
         "--thin",
         "3",

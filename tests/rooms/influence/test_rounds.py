@@ -9,10 +9,20 @@ import pytest
 import torch
 from tests.rooms.influence.test_tokens import sentences
 
+from postgrad.core.errors import ConfigError
 from postgrad.influence.api import run
+from postgrad.influence.multi import run_checkpoints
 from postgrad.influence.state import ChainFiles
 
-ROUNDS: dict[str, Any] = {"chains": 2, "draws": 8, "max_draws": 300, "burn_in": 3, "thin": 1, "min_ess": 60}
+ROUNDS: dict[str, Any] = {
+    "method": "langevin",
+    "chains": 2,
+    "draws": 8,
+    "max_draws": 300,
+    "burn_in": 3,
+    "thin": 1,
+    "min_ess": 60,
+}
 ROUNDS |= {"min_agreement": -1.0, "max_r_hat": 2.0}
 
 
@@ -40,6 +50,11 @@ def test_at_the_most_draws_it_stops_and_says_that_they_do_not_suffice() -> None:
     assert found.draws is not None
     assert found.draws.train.shape[1] == 20
     assert any(problem.startswith("ess is") for problem in found.problems)
+
+
+def test_checkpoints_take_no_rounds() -> None:
+    with pytest.raises(ConfigError, match="max_draws is for one model"):
+        run_checkpoints("nowhere", ["a text"], ["another"], max_draws=500)
 
 
 def test_rounds_go_on_after_a_stop_with_the_same_bits(

@@ -217,7 +217,13 @@ QUICK = {"chains": 2, "draws": 20, "burn_in": 3, "thin": 1, "check_step": False}
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"method": "sgld"}, {"method": "rmsprop", "gradient_examples": 4}, {"method": "laplace"}]
+    "options",
+    [
+        {"method": "langevin"},
+        {"method": "sgld"},
+        {"method": "rmsprop", "gradient_examples": 4},
+        {"method": "laplace"},
+    ],
 )
 def test_the_same_seed_gives_the_same_scores_and_another_does_not(options: dict[str, Any]) -> None:
     module, train, queries = regression()
