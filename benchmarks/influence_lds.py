@@ -1,14 +1,14 @@
 """Which scores predict training again? LDS against seconds, our methods beside kronfluence's EK-FAC (2509.26544, 2303.14186).
 
-Three boards: handwritten digits (a perceptron of 8,970 weights), the same with a tenth of the labels wrong, and a small language
-model that was told about 60 people (`_planted.py`), where the sources of every answer are known. LDS is the rank correlation, mean
-over queries, of summed scores with minus the loss of models trained on 100 random halves: ten trainings of each half of the digits,
-two of the texts. Models of several seeds are attributed; of the texts each seed is a world of its own.
+Three boards: handwritten digits (a perceptron of 8,970 weights), the same with a tenth of the labels wrong, and a small
+language model that was told about 60 people (`_planted.py`), where the sources of every answer are known. LDS is the rank
+correlation, mean over queries, of summed scores with minus the loss of models trained on 100 random halves: ten trainings of
+each half of the digits, two of the texts. Models of several seeds are attributed; of the texts each seed is a world of its own.
 
 Seconds are of attribution alone, one thread, everything in turn. EK-FAC, ours and kronfluence's, runs at many dampings and is
 credited with the one that is best *on the reported boards*; `stein` runs at its defaults, with fewer and more draws. Chains and
-Laplace draws are one long run each, whose first draws are judged too (their seconds in proportion). "dual" is the empirical Fisher
-information's inverse by the N × N kernel, what TRAK (2303.14186) approximates by random projections.
+Laplace draws are one long run each, whose first draws are judged too (their seconds in proportion). "dual" is the inverse of
+the empirical Fisher information by the N × N kernel, what TRAK (2303.14186) approximates by random projections.
 
     python benchmarks/influence_lds.py [--board digits|noisy|texts] [--quick] [--seeds 3] [--out DIR] [--figure FILE.svg]
 """
