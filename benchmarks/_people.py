@@ -185,10 +185,7 @@ class World:
             texts, questions = biographies(count + told // 4, seed)
             known = [text for tellings in texts[: sizes.old] for fact in tellings for text in fact.texts]
             asked = [f"{fact.question} {fact.answer}" for facts in questions[: sizes.old] for fact in facts]
-            self.new = [
-                Fact(tellings[0].id, tuple(text for one in tellings for text in one.texts))
-                for tellings in texts[sizes.old : count]
-            ]
+            self.new = [tellings[0] for tellings in texts[sizes.old : count]]
             self.ask = [fact for facts in questions[sizes.old : count] for fact in facts]
             self.in_background = [fact for facts in questions[:half] for fact in facts]
             self.held_back = [fact for facts in questions[half : sizes.old] for fact in facts]
