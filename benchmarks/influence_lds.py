@@ -57,7 +57,7 @@ CHAINS: Mapping[str, Mapping[str, Any]] = {
     "rmsprop": {"thin": 5, "burn_in": 200, "draws": 800, "step_size": 1e-4},
 }
 TEXT_CHAINS: Mapping[str, Mapping[str, Any]] = {
-    "langevin": {"thin": 1, "burn_in": 50, "draws": 150},
+    "langevin": {"thin": 1, "burn_in": 20, "draws": 40},
     "laplace": {"draws": 200},
 }
 PARTS = (1 / 16, 1 / 4, 1)
