@@ -20,8 +20,8 @@ from postgrad.influence.examples import Examples
 from postgrad.influence.ops import langevin_step, local_beta, rmsprop_step, sgld_step
 from postgrad.influence.tokens import ByToken, TokenMoments
 
-CURVATURE_STEPS = 20
-CURVATURE_EXAMPLES = 512
+CURVATURE_STEPS = 12
+CURVATURE_EXAMPLES = 128
 
 
 class Basis(Protocol):
@@ -101,7 +101,8 @@ class Posterior:
 
     def largest_curvature(self, generator: torch.Generator) -> float:
         """Largest eigenvalue of P^(−½)(nβH + γ)P^(−½), P the basis's precision: power iteration on Hessian-vector products at the
-        present weights, over the first 512 training examples. 4 divided by it is the largest stable step."""
+        present weights, twelve of them, over 128 training examples of all lengths. It is right within a few percent; 4 divided by
+        it is the largest stable step, a quarter of which is taken."""
         root = self.precision.rsqrt()
         vector = _unit(torch.randn(self.basis.size, generator=generator, device=self.basis.device))
         value = 0.0
@@ -120,9 +121,10 @@ class Posterior:
         direction = self.basis.from_flat(flat)
         total: list[Tensor] | None = None
         count = 0.0
-        for batch in self.train.batches(self.config.batch_size):
-            if count >= CURVATURE_EXAMPLES:
-                break
+        batches = self.train.batches(self.config.batch_size)
+        few = min(len(batches), -(-CURVATURE_EXAMPLES // self.config.batch_size))
+        for number in range(few):  # evenly spaced, as they are sorted by length
+            batch = batches[number * len(batches) // few]
             weights = self.train.weights[batch]
             with _twice_differentiable():
                 first = torch.autograd.grad(
