@@ -44,6 +44,11 @@ bench: $(VENV)/.installed
 	$(PY) benchmarks/memory_pq.py --quick
 	$(PY) benchmarks/memory_edit.py --quick
 	$(PY) benchmarks/memory_core_set.py --quick
+	$(PY) benchmarks/influence_lds.py --quick --no-peer --board digits
+	$(PY) benchmarks/influence_leave_one_out.py --quick
+	$(PY) benchmarks/influence_ablation.py --quick
+	$(PY) benchmarks/influence_mislabeled.py --quick
+	$(PY) benchmarks/influence_speed.py --quick
 
 # Peers live in environments of their own.
 bench-trl: $(VENV)/bin/uv

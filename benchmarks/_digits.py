@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -108,15 +109,17 @@ class Stack:
             images = images.relu() if layer < 2 else images
         return images
 
-    def train(self, board: Board, keep: Tensor) -> None:
+    def train(
+        self, board: Board, keep: Tensor, epochs: int = EPOCHS, weight_decay: float = WEIGHT_DECAY
+    ) -> None:
         """Each on its examples [S, N]; all have equally many."""
         owned = torch.stack([row.nonzero()[:, 0] for row in keep])
         generators = [torch.Generator().manual_seed(seed + 12345) for seed in self.seeds]
-        optimizer = torch.optim.AdamW(self.parameters, lr=LR, weight_decay=WEIGHT_DECAY)
+        optimizer = torch.optim.AdamW(self.parameters, lr=LR, weight_decay=weight_decay)
         batch = BATCH
-        steps = EPOCHS * (owned.shape[1] // batch)
+        steps = epochs * (owned.shape[1] // batch)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
-        for _ in range(EPOCHS):
+        for _ in range(epochs):
             order = torch.stack(
                 [row[torch.randperm(len(row), generator=g)] for row, g in zip(owned, generators, strict=True)]
             )
@@ -146,10 +149,10 @@ class Stack:
         return found
 
 
-def trained(board: Board, seed: int) -> nn.Sequential:
-    """On all examples."""
+def trained(board: Board, seed: int, **options: float) -> nn.Sequential:
+    """On all examples; `options` as of `Stack.train`."""
     stack = Stack([seed])
-    stack.train(board, torch.ones(1, NUM_TRAIN, dtype=torch.bool))
+    stack.train(board, torch.ones(1, NUM_TRAIN, dtype=torch.bool), **cast("Any", options))
     return stack.module(0)
 
 
