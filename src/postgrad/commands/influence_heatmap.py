@@ -22,23 +22,28 @@ class TokenRecords:
     """Texts with the scores of their tokens, as result.json has them: `{"context": text, "pieces": [[text, score], …]}`.
 
     Args:
-        tokens: `Result.tokens`, of texts.
+        tokens: `Result.tokens`, a `TokenView` of texts.
     """
 
     def __init__(self, tokens: Any) -> None:
         self._tokens = tokens
         self._split: dict[tuple[bool, int], Any] = {}
         ranked = len(tokens.num_query) * max(1, sum(tokens.num_train) // len(tokens.num_train))
-        self.count = max(1, MAX_SCORES // (2 * ranked))
+        self.count: int = tokens.num_shown or max(1, MAX_SCORES // (2 * ranked))
         """How many of each ranking have theirs."""
 
     def of_query(self, query: int) -> dict[str, Any]:
-        """A query by what all training examples do together."""
-        return self._record(self._tokens.query_texts, query, self._tokens.totals(query))
+        """`tokens` of a query, by what all training examples do together; nothing where it has none."""
+        if not self._tokens.has(query):
+            return {}
+        return {"tokens": self._record(self._tokens.query_texts, query, self._tokens.totals(query))}
 
     def of_example(self, query: int, example: int) -> dict[str, Any]:
-        """A training example by what it does to a query."""
-        return self._record(self._tokens.train_texts, example, self._tokens.of_example(query, example))
+        """`tokens` of a training example, by what it does to a query; nothing where it has none."""
+        if not self._tokens.has(query, example):
+            return {}
+        scores = self._tokens.of_example(query, example)
+        return {"tokens": self._record(self._tokens.train_texts, example, scores)}
 
     def _record(self, texts: Any, index: int, scores: Any) -> dict[str, Any]:
         from postgrad.influence.tokens import piece_scores, pieces
