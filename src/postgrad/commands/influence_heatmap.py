@@ -11,6 +11,7 @@ MAX_SCORES = 400_000
 """Numbers that result.json keeps at most: with many queries, of the first examples of each ranking alone."""
 _MAX_REPORT_SCORES = 30_000
 _SHOWN = 10
+_MAX_TITLE = 80
 _SCALE = ("raises the loss of what the model said", "lowers it")
 _NOTE = (
     "Each text has its own scale; point at a word for its score. A text's words add up to its score, which the bar compares with "
@@ -80,9 +81,23 @@ def heatmaps(queries: Sequence[Mapping[str, Any]], facts: Any) -> tuple[list[Hea
             (title, [_words(one, facts(one), one["score"] / largest if largest else 0.0) for one in side])
             for title, side in zip(("Proponents", "Opponents"), sides, strict=True)
         ]
-        title = f"What made the model say {query['id']}"
-        found.append(Heatmap(title, _SCALE, _words(query, "", 0.0), groups, _NOTE))
+        title = f"What made the model say “{_said(query)}”"
+        head = _words(query, f"query {query['id']}", 0.0)
+        found.append(Heatmap(title, _SCALE, head, groups, _NOTE))
     return found, len(found)
+
+
+def _said(query: Mapping[str, Any]) -> str:
+    """What is explained, without a stop token that is not in the text; on one line, cut.
+
+    >>> _said({"text": "Say it. Now", "tokens": {"pieces": [[" No", 0.1], ["w", 0.2], ["<eos>", 0.0]]}})
+    'Now'
+    """
+    pieces = [text for text, _ in query["tokens"]["pieces"]]
+    if pieces and pieces[-1].strip() not in query["text"]:
+        pieces.pop()
+    line = " ".join("".join(pieces).split())
+    return line if len(line) <= _MAX_TITLE else f"{line[: _MAX_TITLE - 1]}…"
 
 
 def _words(entry: Mapping[str, Any], facts: str, share: float) -> Words:
