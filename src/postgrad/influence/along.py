@@ -206,14 +206,16 @@ def token_derivatives(
             create_graph=True,
             allow_unused=True,
         )
-        which = torch.tensor([direction for direction, _ in pairs], device=losses.device)
+        which = torch.tensor([direction for direction, _ in pairs])
+        places = {
+            number: (which == number).nonzero()[:, 0].to(losses.device) for number in which.unique().tolist()
+        }
         along = losses.new_zeros(())
         for (number, read, _), gradient in zip(calls, written, strict=True):
             if gradient is None:
                 continue
             layer, gradient = layers[number], layers[number].written(gradient)
-            for direction in which.unique().tolist():
-                rows = (which == direction).nonzero()[:, 0]
+            for direction, rows in places.items():
                 moved = layer.moved(read[rows], directions[direction][number])
                 along = along + (gradient[rows] * moved).sum()
         (found,) = torch.autograd.grad(along, weights)
