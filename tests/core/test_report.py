@@ -287,7 +287,7 @@ def test_shaded_words_are_text_and_say_their_number(tmp_path: Path) -> None:
     assert page.count("<script") == 0  # no samples, so no script at all
     assert '<span class="p5" title="2">&lt;/script&gt;' in page
     assert "calm<span" in page
-    assert '<span class="n3" title="-0.25"> a\nb</span>' in page
+    assert ' <span class="n3" title="−0.25">a\nb</span>' in page
     assert '<i class="minus" style="width:50.0%"' in page
     assert "None" not in re.findall(r"<h3>(.*?)</h3>", page)
 

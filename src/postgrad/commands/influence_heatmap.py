@@ -11,6 +11,7 @@ MAX_SCORES = 400_000
 """Numbers that result.json keeps at most: with many queries, of the first examples of each ranking alone."""
 _MAX_REPORT_SCORES = 30_000
 _SHOWN = 10
+_MAX_TITLE = 80
 _SCALE = ("raises the loss of what the model said", "lowers it")
 _NOTE = (
     "Each text has its own scale; point at a word for its score. A text's words add up to its score, which the bar compares with "
@@ -22,23 +23,28 @@ class TokenRecords:
     """Texts with the scores of their tokens, as result.json has them: `{"context": text, "pieces": [[text, score], …]}`.
 
     Args:
-        tokens: `Result.tokens`, of texts.
+        tokens: `Result.tokens`, a `TokenView` of texts.
     """
 
     def __init__(self, tokens: Any) -> None:
         self._tokens = tokens
         self._split: dict[tuple[bool, int], Any] = {}
         ranked = len(tokens.num_query) * max(1, sum(tokens.num_train) // len(tokens.num_train))
-        self.count = max(1, MAX_SCORES // (2 * ranked))
+        self.count: int = tokens.num_shown or max(1, MAX_SCORES // (2 * ranked))
         """How many of each ranking have theirs."""
 
     def of_query(self, query: int) -> dict[str, Any]:
-        """A query by what all training examples do together."""
-        return self._record(self._tokens.query_texts, query, self._tokens.totals(query))
+        """`tokens` of a query, by what all training examples do together; nothing where it has none."""
+        if not self._tokens.has(query):
+            return {}
+        return {"tokens": self._record(self._tokens.query_texts, query, self._tokens.totals(query))}
 
     def of_example(self, query: int, example: int) -> dict[str, Any]:
-        """A training example by what it does to a query."""
-        return self._record(self._tokens.train_texts, example, self._tokens.of_example(query, example))
+        """`tokens` of a training example, by what it does to a query; nothing where it has none."""
+        if not self._tokens.has(query, example):
+            return {}
+        scores = self._tokens.of_example(query, example)
+        return {"tokens": self._record(self._tokens.train_texts, example, scores)}
 
     def _record(self, texts: Any, index: int, scores: Any) -> dict[str, Any]:
         from postgrad.influence.tokens import piece_scores, pieces
@@ -75,9 +81,23 @@ def heatmaps(queries: Sequence[Mapping[str, Any]], facts: Any) -> tuple[list[Hea
             (title, [_words(one, facts(one), one["score"] / largest if largest else 0.0) for one in side])
             for title, side in zip(("Proponents", "Opponents"), sides, strict=True)
         ]
-        title = f"What made the model say {query['id']}"
-        found.append(Heatmap(title, _SCALE, _words(query, "", 0.0), groups, _NOTE))
+        title = f"What made the model say “{_said(query)}”"
+        head = _words(query, f"query {query['id']}", 0.0)
+        found.append(Heatmap(title, _SCALE, head, groups, _NOTE))
     return found, len(found)
+
+
+def _said(query: Mapping[str, Any]) -> str:
+    """What is explained, without a stop token that is not in the text; on one line, cut.
+
+    >>> _said({"text": "Say it. Now", "tokens": {"pieces": [[" No", 0.1], ["w", 0.2], ["<eos>", 0.0]]}})
+    'Now'
+    """
+    pieces = [text for text, _ in query["tokens"]["pieces"]]
+    if pieces and pieces[-1].strip() not in query["text"]:
+        pieces.pop()
+    line = " ".join("".join(pieces).split())
+    return line if len(line) <= _MAX_TITLE else f"{line[: _MAX_TITLE - 1]}…"
 
 
 def _words(entry: Mapping[str, Any], facts: str, share: float) -> Words:

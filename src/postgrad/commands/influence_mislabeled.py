@@ -60,13 +60,13 @@ def main(
             from postgrad.influence.problem import load_problem
 
             problem = load_problem(model)
-            result = attribute(problem.module, problem.train, problem.queries, config)
+            result = attribute(problem.module, problem.train, problem.queries, config, tokens=False)
             wrong, with_queries = getattr(problem, "wrong", None), True
         else:
             from postgrad.core.models import load
 
             loaded = load(model, device=device)
-            result = attribute(loaded, rows, queries or rows[:1], config)
+            result = attribute(loaded, rows, queries or rows[:1], config, tokens=False)
             with_queries = bool(queries)
         found = signals(result, with_queries=with_queries)
         by = next(iter(found))

@@ -120,7 +120,10 @@ def scores_of(
         if method in tensors:
             continue
         result = attribute(
-            problem.module, problem.train, problem.queries, InfluenceConfig(**{**options, "method": method})
+            problem.module,
+            problem.train,
+            problem.queries,
+            InfluenceConfig(**{**options, "method": method, "tokens": False}),
         )
         seconds = result.diagnostics["time/attribute_s"]
         tensors[method] = result.scores.contiguous()

@@ -195,14 +195,14 @@ def _record(result: Any) -> dict[str, Any]:
         found = [entry._asdict() for entry in entries]
         if tokens is not None:
             for entry in found[: tokens.count]:
-                entry["tokens"] = tokens.of_example(query, entry["number"])
+                entry |= tokens.of_example(query, entry["number"])
         return found
 
     queries: list[dict[str, Any]] = []
     for index, (name, text) in enumerate(result.queries):
         row: dict[str, Any] = {"id": name, "text": text}
         if tokens is not None:
-            row["tokens"] = tokens.of_query(index)
+            row |= tokens.of_query(index)
         row["proponents"] = ranked(index, result.proponents(index, _RANKED, anyway=True))
         row["opponents"] = ranked(index, result.opponents(index, _RANKED, anyway=True))
         queries.append(row)

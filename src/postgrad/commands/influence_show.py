@@ -119,7 +119,11 @@ def _traces(run: Run) -> list[Figure]:
     columns: dict[str, list[float | None]] = {"draw": [float(draw) for draw in range(length)]}
     columns |= {name: [*losses, *[None] * (length - len(losses))] for name, losses in by_chain.items()}
     lines = tuple(Line(name, name) for name in by_chain)
-    caption = "Mean training loss at each draw. Chains that rise or fall together are still on their way."
+    caption = "Mean training loss at each draw. "
+    if run.config_dict().get("method") in ("stein", "laplace"):
+        caption += "These draws are independent of each other: they differ by chance alone."
+    else:
+        caption += "Chains that rise or fall together are still on their way."
     return [Figure("chains", "Chains", caption, columns, "draw", lines, x_label="draw", y_label="loss")]
 
 
@@ -145,7 +149,7 @@ def _facts(one: Mapping[str, Any]) -> str:
     """A ranked example's numbers in a line."""
     error = "" if one["error"] is None else f"\u00a0±\u00a0{one['error']:.2g}"
     shown = "" if one["correlation"] is None else f", correlation\u00a0{one['correlation']:.2f}"
-    return f"{one['score']:+.3g}{error}{shown}"
+    return f"{one['score']:+.3g}{error}{shown}".replace("-", "−")
 
 
 def _short(text: str, limit: int) -> str:

@@ -80,18 +80,20 @@ def shaded(name: str, facts: str, share: float, context: str, pieces: Sequence[t
     """A text shaded on its own scale: its strongest piece is darkest. Of a long one the part around that piece is shown.
 
     >>> one = shaded("a", "", 0.5, "so ", [("it", 0.2), (" was", -0.4)])
-    >>> [word.shade for word in one.words], one.words[1].hint
-    (['p3', 'n5'], '-0.4')
+    >>> [word.shade for word in one.words], one.words[2].hint
+    (['p3', '', 'n5'], '−0.4')
     """
     largest = max((abs(score) for _, score in pieces), default=0.0)
     first = 0
     if len(pieces) > MAX_PIECES:
         strongest = max(range(len(pieces)), key=lambda place: abs(pieces[place][1]))
         first = min(max(0, strongest - MAX_PIECES // 2), len(pieces) - MAX_PIECES)
-    shown = [
-        Word(text, shade(score, largest), f"{score:.3g}")
-        for text, score in pieces[first : first + MAX_PIECES]
-    ]
+    shown: list[Word] = []
+    for text, score in pieces[first : first + MAX_PIECES]:
+        word = text.lstrip(" ") or text
+        if len(word) < len(text):  # words that touch would be one patch of colour
+            shown.append(Word(text[: -len(word)], "", ""))
+        shown.append(Word(word, shade(score, largest), f"{score:.3g}".replace("-", "−")))
     if first:
         context = "… "
     elif len(context) > MAX_CONTEXT:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +16,8 @@ from postgrad.core.config import validate
 from postgrad.core.errors import ConfigError, TrainingError
 from postgrad.core.models import Model
 from postgrad.influence import ops
-from postgrad.influence.baselines import bm25, gradient_scores
+from postgrad.influence.along import Along, Origin
+from postgrad.influence.baselines import bm25, gradient_scores, here
 from postgrad.influence.config import DRAWN, SAMPLED, InfluenceConfig
 from postgrad.influence.data import Example, parse_given
 from postgrad.influence.ekfac import LayerBasis, fit
@@ -176,13 +177,21 @@ def _attribute(
             if config.method == "ekfac"
             else None
         )
-        scores, own = gradient_scores(
-            basis, parameters, train, queries, config.batch_size, precision, with_own=config.self_scores
+        along = Along(basis, parameters, train, queries, config)
+        scores, own, total = gradient_scores(
+            basis,
+            parameters,
+            train,
+            queries,
+            config.batch_size,
+            precision,
+            with_own=config.self_scores,
+            with_total=along.wanted,
         )
-        return Result(
-            scores.cpu(), self_scores=own.cpu() if config.self_scores else None, losses=losses.cpu()
-        )
-    if isinstance(basis, LayerBasis) and config.method == "stein":
+        result = Result(scores.cpu(), self_scores=own.cpu() if config.self_scores else None)
+        kept = {"total": total} if precision is None else {"total": total, "precision": precision}
+        along.put(result, [Origin(here, lambda: kept)])
+    elif isinstance(basis, LayerBasis) and config.method == "stein":
         result = _stein(parameters, train, queries, basis, config, log, files)
     else:
         result = _sampled(parameters, train, queries, basis, losses, config, log, files)
@@ -203,26 +212,46 @@ def _stein(
     if files is not None:
         files.keep_origin(basis, torch.nan)
     metrics = {"sampler/beta": posterior.beta, "sampler/num_weights": float(basis.size)}
+    in_memory = 8 * config.chains * basis.size if files is None else 0
+    along = Along(basis, parameters, train, queries, config, in_memory)
     found: list[tuple[Tensor, Tensor]] = []
+    origins: list[Origin] = []
     for number in range(config.chains):
-        kept = None if files is None else files.restore_scores(f"chain-{number}")
+        chain = SteinChain(posterior, basis, parameters, config.num_draws, chain_seed(config, number))
+        kept = None if files is None else files.restore_found(f"chain-{number}")
         if kept is None:
-            chain = SteinChain(posterior, basis, parameters, config.num_draws, chain_seed(config, number))
-            kept = chain.scores(queries, _stein_progress(log, metrics, number, config.num_draws, files))
+            progress = _stein_progress(log, metrics, number, config.num_draws, files)
+            kept = chain.scores(queries, progress, with_total=along.wanted)
             if files is not None:
-                files.keep_scores(f"chain-{number}", *kept, config.num_draws)
-        found.append((kept[0].cpu(), kept[1].cpu()))
+                files.keep_found(f"chain-{number}", kept, config.num_draws)
+        found.append((kept.pop("scores").cpu(), kept.pop("own").cpu()))
+        origins.append(_origin(chain, f"chain-{number}", kept, files))
     per_chain = torch.stack([scores for scores, _ in found])
     scores, errors = ops.mean_and_error(per_chain)
     if config.chains > 1 and len(train) > 2:
         metrics["diagnostics/stability"] = float(ops.rank_stability(per_chain).median())
-    return Result(
+    result = Result(
         scores,
         errors,
         diagnostics=metrics,
         problems=find_problems(metrics, config),
         self_scores=torch.stack([own for _, own in found]).mean(0) if config.self_scores else None,
     )
+    along.put(result, origins)
+    return result
+
+
+def _origin(chain: SteinChain, name: str, kept: Mapping[str, Tensor], files: ChainFiles | None) -> Origin:
+    """What a chain's token scores are made from: held in memory, or read again from where it is kept."""
+
+    def visits() -> Iterator[None]:
+        for _ in chain.visits():
+            if files is not None:
+                files.stop_if_asked()
+            yield
+
+    held = {part: tensor.cpu() for part, tensor in kept.items()} if files is None else {}
+    return Origin(visits, lambda: held if files is None else files.restore_found(name) or {})
 
 
 def _losses_at_centre(train: Examples, queries: Examples, batch_size: int, device: torch.device) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,25 @@ from postgrad.influence.ekfac import LayerBasis, example_gradients
 from postgrad.influence.examples import Examples
 
 GRADIENT_FLOATS = 2**28
+Visits = Callable[[], Iterable[None]]
+"""Puts the module's weights at each of the places that a mean is of, the same ones every time."""
 
 
-def _here() -> Generator[None]:
+class GradientScores(NamedTuple):
+    """What `gradient_scores` finds.
+
+    Attributes:
+        scores: [Q, N]; positive = proponent.
+        own: of each training example with itself [N].
+        total: Σ w_i E[∇ℓ_i], of all training examples [D].
+    """
+
+    scores: Tensor
+    own: Tensor
+    total: Tensor
+
+
+def here() -> Generator[None]:
     """One visit, of the weights as they are."""
     yield
 
@@ -27,33 +44,27 @@ def gradient_scores(
     queries: Examples,
     batch_size: int,
     precision: Tensor | None = None,
-    visits: Callable[[], Iterable[None]] = _here,
+    visits: Visits = here,
     *,
     with_own: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """E[∇ℓ_j]ᵀ·P⁻¹·E[∇ℓ_i] [Q, N], and E[∇ℓ_iᵀ·P⁻¹·∇ℓ_i] of each training example with itself [N]; positive = proponent.
+    with_total: bool = False,
+) -> GradientScores:
+    """E[∇ℓ_j]ᵀ·P⁻¹·E[∇ℓ_i], and E[∇ℓ_iᵀ·P⁻¹·∇ℓ_i] of each training example with itself.
 
     With P = nβΛ + γ, at the weights themselves, it is what the covariance is to leading order. Queries' gradients are held, as
     many as take a gigabyte; training gradients are made for each such part and forgotten.
 
     Args:
         precision: P [D] on the axes of `basis`; None = the identity.
-        visits: puts the module's weights at each of the places that E is the mean of, the same ones every time.
-        with_own: whether scores of examples on themselves are wanted; else they are 0.
+        visits: to the places that E is the mean of.
+        with_own, with_total: whether `own` and `total` are wanted; else they are 0.
     """
     scores = torch.zeros(len(queries), len(train), device=basis.device)
     own = torch.zeros(len(train), device=basis.device)
+    total = torch.zeros(basis.size if with_total else 0, device=basis.device)
     for number, batches in enumerate(query_parts(queries, batch_size, basis.size)):
         rows = torch.tensor([index for batch in batches for index in batch], device=basis.device)
-        held, count = torch.zeros(len(rows), basis.size, device=basis.device), 0
-        for _ in visits():
-            count, start = count + 1, 0
-            for batch, gradients in example_gradients(
-                basis, parameters, queries, batch_size, batches=batches
-            ):
-                held[start : start + len(batch)] += basis.flatten(gradients)
-                start += len(batch)
-        held /= count if precision is None else count * precision
+        held, count = directions(basis, parameters, queries, batches, precision, visits)
         parts = basis.split(held)
         for _ in visits():
             for batch, gradients in example_gradients(basis, parameters, train, batch_size):
@@ -66,7 +77,31 @@ def gradient_scores(
                     flat = basis.flatten(gradients)
                     squares = flat.square() if precision is None else flat.square() / precision
                     own[columns] += squares.sum(1) / count
-    return scores, own
+                if with_total and number == 0:
+                    for part, gradient in zip(basis.split(total), gradients, strict=True):
+                        part += train.weights[batch] @ gradient.flatten(1) / count
+    return GradientScores(scores, own, total)
+
+
+def directions(
+    basis: LayerBasis,
+    parameters: Sequence[nn.Parameter],
+    queries: Examples,
+    batches: Sequence[list[int]],
+    precision: Tensor | None,
+    visits: Visits,
+) -> tuple[Tensor, int]:
+    """P⁻¹·E[∇ℓ_j] of the queries in `batches`, one after the other [K, D], and the number of visits. A score is the derivative of
+    a training loss along one of them."""
+    held = torch.zeros(sum(map(len, batches)), basis.size, device=basis.device)
+    count = 0
+    for _ in visits():
+        count, start = count + 1, 0
+        for batch, gradients in example_gradients(basis, parameters, queries, 1, batches=batches):
+            held[start : start + len(batch)] += basis.flatten(gradients)
+            start += len(batch)
+    held /= count if precision is None else count * precision
+    return held, count
 
 
 def query_parts(queries: Examples, batch_size: int, num_weights: int) -> list[list[list[int]]]:

@@ -87,8 +87,11 @@ class InfluenceConfig(Config):
     answer_tokens: int = Field(default=64, ge=1)
     """Of an answer that the model is to give first (`--prompt`)."""
     tokens: bool = True
-    """Score single tokens too, of queries and of training examples: 8·(T_q·N + Q·T_n) bytes for each chain and three more, T_q
-    and T_n all their tokens; above 2 GiB they are left out, with a note. Methods with draws alone."""
+    """Score single tokens too. Methods with draws of losses: all, of queries and of training examples, in 8·(T_q·N + Q·T_n) bytes
+    for each chain and three more, T_q and T_n all their tokens; above 2 GiB they are left out, with a note. Stein, ekfac,
+    gradient: of each query and of the first and last `token_examples` of its ranking, up to 30,000 tokens."""
+    token_examples: int = Field(default=10, ge=1)
+    """Training examples at each end of a ranking whose tokens are scored (stein, ekfac, gradient)."""
     self_scores: bool = False
     """Score training examples on themselves too; methods with draws of losses (langevin, sgld, rmsprop, laplace) always do."""
     check_step: bool = True

@@ -36,13 +36,18 @@ class LayerBasis:
     def from_flat(self, flat: Tensor) -> list[Tensor]:
         """One tensor for each parameter from [D]."""
         found: list[Tensor] = [flat] * len(self._shapes)
-        parts = flat.split([rows * columns for rows, columns in self.sizes])
-        for layer, part, size in zip(self.layers, parts, self.sizes, strict=True):
-            matrix = layer.from_axes(part.view(size))
+        for layer, matrix in zip(self.layers, self.matrices(flat), strict=True):
             if layer.bias is not None:
                 found[layer.bias], matrix = matrix[:, -1], matrix[:, :-1]
             found[layer.weight] = layer.tensor(matrix, self._shapes[layer.weight])
         return found
+
+    def matrices(self, flat: Tensor) -> list[Tensor]:
+        """[O, I] for each layer, off the axes, from [D]."""
+        return [
+            layer.from_axes(part.view(size))
+            for layer, part, size in zip(self.layers, self.split(flat), self.sizes, strict=True)
+        ]
 
     def precision(self, num_tempered: float, localization: float) -> Tensor:
         """nβΛ + γ [D]."""

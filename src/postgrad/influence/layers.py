@@ -84,6 +84,10 @@ class Layer:
             return self.to_axes(self.gradient(read, written))
         return self.gradient(read @ self.input_axes, written @ self.output_axes)
 
+    def moved(self, read: Tensor, matrix: Tensor) -> Tensor:
+        """What a call writes more [B, T, O] when the weight grows by a matrix [O, I]: the adjoint of `gradient`."""
+        return read @ matrix.T
+
     def _with_one(self, read: Tensor) -> Tensor:
         return read if self.bias is None else torch.cat([read, read.new_ones(*read.shape[:2], 1)], -1)
 
@@ -140,6 +144,11 @@ class NormLayer(Layer):
         """Of each example [B, O, 1], or [B, O, 2] with a bias."""
         columns = [read * written] if self.bias is None else [read * written, written]
         return torch.stack([column.sum(1) for column in columns], -1)
+
+    def moved(self, read: Tensor, matrix: Tensor) -> Tensor:
+        """From [O, 1], or [O, 2] with a bias."""
+        scaled = read * matrix[:, 0]
+        return scaled if self.bias is None else scaled + matrix[:, 1]
 
 
 def layer_type(module: nn.Module) -> type[Layer] | None:

@@ -120,7 +120,7 @@ def run_checkpoints(
     parts: list[Part] = []
     with contextlib.nullcontext() if model is None else weights_kept(_module(model)):
         for number, (path, share) in enumerate(zip(found, shares, strict=True)):
-            settings = config.model_copy(update={"seed": config.seed + number})
+            settings = config.model_copy(update={"seed": config.seed + number, "tokens": False})
             result = _run_one(
                 path,
                 model,
@@ -149,7 +149,7 @@ def _run_one(
     else:
         put_weights(_module(model), path)
     result = run(model, roles[0], roles[1], config, log=log, state=state)
-    result.draws = result.tokens = None  # which hold the model
+    result.draws = None  # which would take memory for each checkpoint
     return result
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from postgrad.core.errors import ConfigError
+from postgrad.influence.along import MAX_TOKENS
 from postgrad.influence.baselines import GRADIENT_FLOATS
 from postgrad.influence.config import DRAWN, SAMPLED, InfluenceConfig
 from postgrad.influence.ekfac import LayerBasis
@@ -162,6 +163,7 @@ def plan(sizes: Sizes, config: InfluenceConfig, *, itemsize: int = 4) -> Plan:
         config.chains if config.max_draws > config.num_draws else 1
     )
     vectors = {"gradient": 0, "ekfac": 1, "stein": 4}.get(config.method, 1 + moving)
+    vectors += 2 * (config.tokens and not sampled)
     centres = (2 if _checked(sizes, config) else 1) if config.method in DRAWN else 0
     return Plan(
         *counts,
@@ -256,6 +258,8 @@ def _count(sizes: Sizes, config: InfluenceConfig) -> tuple[int, int, int]:
             (1, 0) if config.method != "stein" else (config.chains * config.num_draws, min(n, STEIN_EXAMPLES))
         )
         passes = q + n * gradient_parts(q, sizes.num_sampled, config.batch_size) + seen
+        shown, examples = shown_examples(sizes, config)
+        passes += shown * (examples + 2)
         return forward + (visits * seen), gradient + visits * passes, 0
     if config.method == "laplace":
         return forward + config.chains * config.most_draws * (n + q), gradient, 0
@@ -269,6 +273,16 @@ def _count(sizes: Sizes, config: InfluenceConfig) -> tuple[int, int, int]:
     curved = CURVATURE_STEPS * min(n, batches * config.batch_size)
     hessian = curved if config.method in ("langevin", "sgld") else 0
     return forward, gradient, hessian
+
+
+def shown_examples(sizes: Sizes, config: InfluenceConfig) -> tuple[int, int]:
+    """Queries whose tokens are scored where scores are derivatives, and how many training examples of each, at most. A query
+    itself is passed twice more: for its direction, and for what all examples do to it."""
+    if not config.tokens or config.method in SAMPLED:
+        return 0, 0
+    examples = min(sizes.num_train, 2 * config.token_examples)
+    tokens = examples * sum(sizes.counted_train) / sizes.num_train
+    return min(sizes.num_queries, max(1, int(MAX_TOKENS / tokens))), examples
 
 
 def gradient_parts(num_queries: int, num_weights: int, batch_size: int) -> int:
@@ -290,7 +304,8 @@ def gradient_parts(num_queries: int, num_weights: int, batch_size: int) -> int:
 def _flops(sizes: Sizes, config: InfluenceConfig, forward: int, gradient: int, hessian: int) -> float:
     """2·M a token forward, 6·M with the way back, 18·M for a product with the Hessian; the rotations 4·(O²·I + O·I²) of a step
     (half of it in laplace), 2·min(O²·I + O·I², T·(O² + I²)) for each example whose gradient is rotated; factors 2·T·(O² + I²)
-    with their eigenvectors 9·(O³ + I³); the covariances 2·C·S·Q·N, and of tokens 2·C·S·(T_q·N + Q·T_n)."""
+    with their eigenvectors 9·(O³ + I³); the covariances 2·C·S·Q·N, and of tokens 2·C·S·(T_q·N + Q·T_n). A pass for tokens
+    along a direction takes 2·D a token more than one with the way back."""
     n, q = sizes.num_train, sizes.num_queries
     width = (sizes.train_tokens + sizes.query_tokens) / (n + q)
     total = width * sizes.num_multiplied * (2.0 * forward + 6.0 * gradient + 18.0 * hessian)
@@ -302,7 +317,9 @@ def _flops(sizes: Sizes, config: InfluenceConfig, forward: int, gradient: int, h
     if config.method not in SAMPLED:
         visits = config.chains * config.num_draws if config.method == "stein" else 1
         seen, moves = (min(n, STEIN_EXAMPLES), 3) if config.method == "stein" else (0, 0)
-        rotated = visits * ((q + n + seen) * each + moves * rotation)
+        shown, examples = shown_examples(sizes, config)
+        rotated = visits * ((q + n + seen) * each + (moves + shown) * rotation)
+        total += visits * shown * (examples + 1) * width * 2.0 * sizes.num_sampled
         return total + rotated * _has_factors(config) + 2.0 * n * q * sizes.num_sampled * visits
     checked = _checked(sizes, config)
     draws = config.chains * config.most_draws

@@ -12,7 +12,7 @@ from postgrad.core.errors import SamplingError
 from postgrad.influence import ops
 from postgrad.influence.config import InfluenceConfig
 from postgrad.influence.sampler import Draws
-from postgrad.influence.tokens import TokenScores
+from postgrad.influence.tokens import TokenView
 
 
 class Ranked(NamedTuple):
@@ -42,8 +42,9 @@ class Result:
         losses: of the training examples at the model's own weights [N].
         train, queries: (id, text) of each, where there are texts.
         draws: losses at the draws; None of a method without draws.
-        tokens: scores of single tokens of queries [T_q, N] and of training examples [Q, T_n], which add up to `scores`; None of
-            a method without draws, without `tokens`, or where a note says why.
+        tokens: scores of single tokens of queries and of training examples, which add up to `scores`: of methods with draws of
+            losses all of them (`TokenScores`), else those of the ranking's ends (`along.ShownTokens`); None of bm25, without
+            `tokens`, or where a note says why.
     """
 
     scores: Tensor
@@ -57,7 +58,7 @@ class Result:
     self_scores: Tensor | None = None
     losses: Tensor | None = None
     draws: Draws | None = None
-    tokens: TokenScores | None = None
+    tokens: TokenView | None = None
 
     def proponents(self, query: int = 0, count: int = 10, *, anyway: bool = False) -> list[Ranked]:
         """Training examples with the highest scores, best first.

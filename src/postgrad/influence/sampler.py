@@ -126,7 +126,7 @@ class Posterior:
         for number in range(few):  # evenly spaced, as they are sorted by length
             batch = batches[number * len(batches) // few]
             weights = self.train.weights[batch]
-            with _twice_differentiable():
+            with twice_differentiable():
                 first = torch.autograd.grad(
                     (self.train.losses(batch) * weights).sum(), self._parameters, create_graph=True
                 )
@@ -157,7 +157,7 @@ def chain_seed(config: InfluenceConfig, number: int) -> int:
 
 
 @contextlib.contextmanager
-def _twice_differentiable() -> Generator[None]:
+def twice_differentiable() -> Generator[None]:
     """Attention by plain matrix products: the fused kernels have no second derivative."""
     with sdpa_kernel(SDPBackend.MATH):
         yield

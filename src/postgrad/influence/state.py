@@ -1,7 +1,7 @@
 """Chains that outlive their process: a directory with a file for each chain, and one for what they all rest on.
 
     origin.safetensors      EK-FAC's axes and eigenvalues, the measured curvature, and of which input all this is
-    chain-0.safetensors     place, generator, draws and token moments of a chain
+    chain-0.safetensors     place, generator, draws and token moments of a chain; of stein, what it found when it has ended
     half-0.safetensors      the same of a chain with half the step
 
 Each file is written beside its place, forced to the disk and renamed, so it is whole or absent whatever kills the writer, and
@@ -133,16 +133,13 @@ class ChainFiles:
         if self._interrupted:
             raise KeyboardInterrupt
 
-    def restore_scores(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """Scores of a chain that came to its end, as `keep_scores` was given them. Raises RunError for a damaged file."""
-        if not self._path(name).exists():
-            return None
-        found = self._read(name)
-        return found["scores"], found["own"]
+    def restore_found(self, name: str) -> dict[str, Tensor] | None:
+        """What a chain found that came to its end, as `keep_found` was given it. Raises RunError for a damaged file."""
+        return self._read(name) if self._path(name).exists() else None
 
-    def keep_scores(self, name: str, scores: Tensor, own: Tensor, num_draws: int) -> None:
-        """Keeps scores [Q, N] and [N] of a chain of `stein`. Raises RunError (full disk)."""
-        self._write(name, {"scores": scores, "own": own}, {"num_draws": str(num_draws)})
+    def keep_found(self, name: str, found: Mapping[str, Tensor], num_draws: int) -> None:
+        """Keeps what a chain of `stein` found. Raises RunError (full disk)."""
+        self._write(name, found, {"num_draws": str(num_draws)})
 
     def stop_if_asked(self) -> None:
         """Raises KeyboardInterrupt after Ctrl-C or SIGTERM."""

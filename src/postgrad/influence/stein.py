@@ -95,11 +95,14 @@ class SteinChain:
                     part += train.weights[batch] @ gradient.flatten(1).square_()
         return total / (weights.sum() * self._num_draws)
 
-    def scores(self, queries: Examples, progress: Callable[[float], None]) -> tuple[Tensor, Tensor]:
-        """[Q, N], and of each training example on itself [N], the latter with the mean outside: E[∇ℓᵀ · E[∇²U]⁻¹ · ∇ℓ]."""
+    def scores(
+        self, queries: Examples, progress: Callable[[float], None], *, with_total: bool = False
+    ) -> dict[str, Tensor]:
+        """`scores` [Q, N]; `own` of each training example on itself [N], with the mean outside: E[∇ℓᵀ · E[∇²U]⁻¹ · ∇ℓ]; and
+        `with_total`, what scores of tokens are made from: `precision` E[∇²U] and `total` Σ w_i E[∇ℓ_i] [D]."""
         posterior = self._posterior
         precision = posterior.num_tempered * self.curvature(progress) + posterior.localization
-        return gradient_scores(
+        found = gradient_scores(
             self._basis,
             self._parameters,
             posterior.train,
@@ -108,6 +111,13 @@ class SteinChain:
             precision,
             self.visits,
             with_own=posterior.config.self_scores,
+            with_total=with_total,
+        )
+        kept = found._asdict()
+        return (
+            kept | {"precision": precision}
+            if with_total
+            else {part: kept[part] for part in ("scores", "own")}
         )
 
     def _some_batches(self) -> list[list[int]]:

@@ -22,6 +22,7 @@ from postgrad.influence.ops import Moments, covariance, merge_moments, moments
 
 MAX_TOKEN_BYTES = 2 * 2**30
 """Above this token scores are left out."""
+NO_TOKENS = "there are no token scores: these examples have no token_losses"
 BLOCK_DRAWS = 16
 _CONTEXT, _CHARACTER = 4, 4  # tokens
 _COPIES = 4  # the moments, those of a block, and two of the same size while they are merged
@@ -38,6 +39,34 @@ class TokenExamples(Examples, Protocol):
 
     def token_losses(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Losses of the counted tokens, one example after the other [T], and how many each has [B]."""
+        ...
+
+
+class TokenView(Protocol):
+    """Scores of single tokens, which add up to those of sequences.
+
+    Attributes:
+        num_query, num_train: counted tokens of each query [Q] and training example [N].
+        query_texts, train_texts: where the tokens stand, of texts; None of other examples.
+        num_shown: how many at each end of a query's ranking have theirs; None = all examples have.
+    """
+
+    num_query: list[int]
+    num_train: list[int]
+    query_texts: Texts | None
+    train_texts: Texts | None
+    num_shown: int | None
+
+    def has(self, query: int, example: int | None = None) -> bool:
+        """Whether a query has its totals; with an example, whether that has its scores with the query."""
+        ...
+
+    def of_example(self, query: int, example: int) -> Tensor:
+        """Scores of a training example's tokens with a query [T]; their sum is `scores[query, example]`."""
+        ...
+
+    def totals(self, query: int) -> Tensor:
+        """Of a query's tokens with all training examples together [T], equal ones counted as often as they occur."""
         ...
 
 
@@ -163,6 +192,12 @@ class TokenScores:
     weights: Tensor
     query_texts: Texts | None = field(default=None, repr=False)
     train_texts: Texts | None = field(default=None, repr=False)
+    num_shown: int | None = field(default=None, init=False)
+
+    def has(self, query: int, example: int | None = None) -> bool:
+        """Always."""
+        del query, example
+        return True
 
     def of_query(self, query: int, example: int) -> Tensor:
         """Scores of a query's tokens with a training example [T]; their sum is `scores[query, example]`."""
@@ -185,7 +220,7 @@ def by_token(train: Examples, queries: Examples, num_chains: int) -> tuple[ByTok
     sides: list[ByToken] = []
     for examples in (train, queries):
         if not hasattr(examples, "token_losses"):
-            return "there are no token scores: these examples have no token_losses"
+            return NO_TOKENS
         sides.append(ByToken(examples))  # type: ignore[arg-type]
     size = moments_bytes(sides[0].num_tokens, sides[1].num_tokens, num_chains)
     if size > MAX_TOKEN_BYTES:

@@ -58,8 +58,8 @@ METHODS: list[dict[str, Any]] = [
     QUICK | {"method": "sgld"},
     QUICK | {"method": "rmsprop", "gradient_examples": 5},
     QUICK | {"method": "laplace"},
-    QUICK | {"method": "ekfac"},
-    QUICK | {"method": "gradient"},
+    QUICK | {"method": "ekfac", "token_examples": 99},  # of all: which way they are ranked is not planned
+    QUICK | {"method": "gradient", "token_examples": 99},
 ]
 
 
