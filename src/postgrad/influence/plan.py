@@ -181,7 +181,7 @@ def plan(sizes: Sizes, config: InfluenceConfig, *, itemsize: int = 4) -> Plan:
 def draws_bytes(num_train: int, num_queries: int, config: InfluenceConfig) -> int:
     """4·C·S·(N + Q + 1): losses and the distance.
 
-    >>> draws_bytes(9, 2, InfluenceConfig(chains=2, draws=5))
+    >>> draws_bytes(9, 2, InfluenceConfig(method="langevin", chains=2, draws=5))
     480
     """
     return 4 * config.chains * config.most_draws * (num_train + num_queries + 1)

@@ -26,7 +26,14 @@ from postgrad.influence.result import diagnose, from_draws
 from postgrad.influence.sampler import Draws, Posterior
 
 ROWS = [{"prompt": f"What is {n}?", "completion": f"{n} and {'ever ' * (n % 4)}more"} for n in range(11)]
-QUICK: dict[str, Any] = {"chains": 2, "draws": 6, "burn_in": 3, "thin": 2, "batch_size": 4}
+QUICK: dict[str, Any] = {
+    "method": "langevin",
+    "chains": 2,
+    "draws": 6,
+    "burn_in": 3,
+    "thin": 2,
+    "batch_size": 4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +147,7 @@ def test_the_peak_of_scoring_is_as_planned() -> None:
         reset.write_text("5")
     except OSError:
         pytest.skip("the peak of memory cannot be reset on this system")
-    config = InfluenceConfig(chains=2, draws=50, check_step=False)
+    config = InfluenceConfig(method="langevin", chains=2, draws=50, check_step=False)
     draws = Draws(torch.randn(2, 50, 60_000), torch.randn(2, 50, 2), torch.ones(2, 50))
     reset.write_text("5")
     before = peak_bytes() - sum(part.nbytes for part in draws)
@@ -185,7 +192,7 @@ def test_on_the_command_line_without_weights(
         "--out",
         str(out),
     ]
-    words += ["--device", "cpu", "--dry-run", "--chains", "2", "--draws", "6"]
+    words += ["--method", "langevin", "--device", "cpu", "--dry-run", "--chains", "2", "--draws", "6"]
     assert main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["sizes"]["num_train"] == 11

@@ -26,7 +26,7 @@ from postgrad.influence.api import run
 from postgrad.influence.result import Result
 from postgrad.influence.state import ChainFiles
 
-QUICK: dict[str, Any] = {"chains": 2, "draws": 19, "burn_in": 3, "thin": 2}
+QUICK: dict[str, Any] = {"method": "langevin", "chains": 2, "draws": 19, "burn_in": 3, "thin": 2}
 
 
 class StoppedError(Exception):
@@ -157,6 +157,8 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     found = ["influence", "run", str(root / "model"), "--train", str(root / "train.jsonl"), "--device", "cpu"]
     found += ["--query", str(root / "query.jsonl"), "--chains", "2", "--draws", "40", "--burn-in", "4"]
     found += [
+        "--method",
+        "langevin",
         "--thin",
         "3",
         "--min-ess",

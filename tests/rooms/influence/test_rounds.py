@@ -12,8 +12,15 @@ from tests.rooms.influence.test_tokens import sentences
 from postgrad.influence.api import run
 from postgrad.influence.state import ChainFiles
 
-ROUNDS: dict[str, Any] = {"chains": 2, "draws": 8, "max_draws": 300, "burn_in": 3, "thin": 1, "min_ess": 60}
-ROUNDS |= {"min_agreement": -1.0, "max_r_hat": 2.0}
+ROUNDS: dict[str, Any] = {
+    "method": "langevin",
+    "chains": 2,
+    "draws": 8,
+    "max_draws": 300,
+    "burn_in": 3,
+    "thin": 1,
+}
+ROUNDS |= {"min_ess": 60, "min_agreement": -1.0, "max_r_hat": 2.0}
 
 
 def test_the_draws_are_those_of_a_run_that_knew_how_many_it_takes() -> None:

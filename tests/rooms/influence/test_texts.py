@@ -251,7 +251,8 @@ def test_rankings_are_withheld_on_the_command_line(
 ) -> None:
     out = tmp_path / "run"
     words = ["influence", "run", str(folder), "--train", str(train_file), "--query", str(train_file)]
-    words += ["--out", str(out), "--draws", "4", "--burn-in", "0", "--thin", "1", "--device", "cpu"]
+    words += ["--out", str(out), "--method", "langevin", "--draws", "4", "--burn-in", "0", "--thin", "1"]
+    words += ["--device", "cpu"]
     assert main(words) == 2
     captured = capsys.readouterr()
     assert "Rankings are withheld" in captured.err

@@ -17,7 +17,14 @@ from postgrad.influence import ops, tokens
 from postgrad.influence.api import run
 from postgrad.influence.tokens import ByToken, TokenMoments, moments_bytes, piece_scores, pieces
 
-QUICK = {"chains": 3, "draws": 21, "burn_in": 3, "thin": 1, "check_step": False}
+QUICK: dict[str, Any] = {
+    "method": "langevin",
+    "chains": 3,
+    "draws": 21,
+    "burn_in": 3,
+    "thin": 1,
+    "check_step": False,
+}
 
 
 class Sentences(Labels):
@@ -87,10 +94,8 @@ def test_token_scores_are_covariances_of_all_draws_and_add_up(monkeypatch: pytes
 @pytest.mark.parametrize("method", ["langevin", "laplace", "rmsprop"])
 def test_token_scores_change_no_other_number(method: str) -> None:
     module, train, queries = sentences()
-    options = QUICK | ({"gradient_examples": 4} if method == "rmsprop" else {})
-    with_them, without = (
-        run(module, train, queries, method=method, tokens=on, **options) for on in (True, False)
-    )
+    options = QUICK | {"method": method} | ({"gradient_examples": 4} if method == "rmsprop" else {})
+    with_them, without = (run(module, train, queries, tokens=on, **options) for on in (True, False))
     assert without.tokens is None
     torch.testing.assert_close(with_them.scores, without.scores, rtol=1e-4, atol=1e-6)
     assert with_them.tokens is not None
