@@ -70,7 +70,7 @@ def main(
             with_queries = bool(queries)
         found = signals(result, with_queries=with_queries)
         by = next(iter(found))
-        names = result.train or [(str(number), "") for number in range(len(result.losses))]
+        names = result.train or [(str(number), "") for number in range(len(found["loss"]))]
         order = found[by].argsort(descending=True, stable=True).tolist()
         table = [
             {

@@ -39,7 +39,7 @@ class Sizes:
 
     Attributes:
         num_parameters, num_multiplied, num_sampled: P, M, D.
-        layers: (O, I) of the layers that are sampled along EK-FAC's axes; empty for the other methods.
+        layers: (O, I) of the layers that have EK-FAC's axes (norms have none); empty for the other methods.
         activations: numbers that a token leaves behind in a forward pass.
         num_train, num_queries: N, Q, equal ones merged.
         train_tokens, query_tokens: in one pass over each, padding included.
@@ -71,7 +71,8 @@ def read_sizes(module: nn.Module, train: Texts, queries: Texts, config: Influenc
     sampled, layers = sum(parameter.numel() for _, parameter in chosen), []
     if config.method in WITH_LAYERS:
         basis = LayerBasis(find_layers(module, chosen), [parameter for _, parameter in chosen])
-        layers = basis.sizes
+        sizes = zip(basis.layers, basis.sizes, strict=True)
+        layers = [(size[0], size[1]) for layer, size in sizes if layer.factored]
     linear = [cast("Any", part).weight for part in module.modules() if layer_type(part) is Layer]
     head = cast("Any", module).get_output_embeddings().weight
     owned = {id(weight): weight for weight in [*linear, head]}
@@ -109,7 +110,8 @@ class Plan:
         flops: multiplications and additions of it all.
         weights_bytes: the model as loaded, its float32 copies, and the chosen weights that displacements are added to.
         factors_bytes: axes and eigenvalues of EK-FAC.
-        chain_bytes: preconditioner, and place and noise of the chain that is running, or of all where they may go on.
+        chain_bytes: preconditioner, and place and noise of the chain that is running, or of all where they may go on; of stein
+            the two precisions (the factors', and that at the draws) and the noise.
         draws_bytes: all losses at all draws, of which there are two sets while the step is checked.
         scoring_bytes: of these and what is made of them, at the peak.
         token_bytes: moments of tokens at their peak; 0 where they are left out.
@@ -160,7 +162,7 @@ def plan(sizes: Sizes, config: InfluenceConfig, *, itemsize: int = 4) -> Plan:
     moving = (3 if config.method == "rmsprop" else 2) * (
         config.chains if config.max_draws > config.num_draws else 1
     )
-    vectors = {"gradient": 0, "ekfac": 1, "stein": 4}.get(config.method, 1 + moving)
+    vectors = {"gradient": 0, "ekfac": 1, "stein": 3}.get(config.method, 1 + moving)
     centres = (2 if _checked(sizes, config) else 1) if config.method in DRAWN else 0
     return Plan(
         *counts,
@@ -242,7 +244,9 @@ def _has_factors(config: InfluenceConfig) -> bool:
 
 
 def _checked(sizes: Sizes, config: InfluenceConfig) -> bool:
-    return config.check_step and config.method != "laplace" and sizes.num_train > 2
+    return (
+        config.check_step and config.method in SAMPLED and config.method != "laplace" and sizes.num_train > 2
+    )
 
 
 def _count(sizes: Sizes, config: InfluenceConfig) -> tuple[int, int, int]:
@@ -251,11 +255,9 @@ def _count(sizes: Sizes, config: InfluenceConfig) -> tuple[int, int, int]:
     forward = n + q  # at the model's own weights
     gradient = 2 * n if _has_factors(config) else 0
     if config.method not in SAMPLED:
-        visits, seen = (
-            (1, 0) if config.method != "stein" else (config.chains * config.num_draws, min(n, STEIN_EXAMPLES))
-        )
-        passes = q + n * gradient_parts(q, sizes.num_sampled, config.batch_size) + seen
-        return forward + (visits * seen), gradient + visits * passes, 0
+        parts = gradient_parts(q, sizes.num_sampled, config.batch_size)
+        visits, seen = _visits(sizes, config)
+        return forward + visits * seen, gradient + visits * (q + n * parts + seen), 0
     if config.method == "laplace":
         return forward + config.chains * config.most_draws * (n + q), gradient, 0
     whole = config.gradient_examples in (0, n)
@@ -268,6 +270,13 @@ def _count(sizes: Sizes, config: InfluenceConfig) -> tuple[int, int, int]:
     curved = CURVATURE_STEPS * min(n, batches * config.batch_size)
     hessian = curved if config.method in ("langevin", "sgld") else 0
     return forward, gradient, hessian
+
+
+def _visits(sizes: Sizes, config: InfluenceConfig) -> tuple[int, int]:
+    """How many places are visited for gradients, and how many training examples give the curvature at each."""
+    if config.method != "stein":
+        return 1, 0
+    return config.chains * config.num_draws, min(sizes.num_train, STEIN_EXAMPLES)
 
 
 def gradient_parts(num_queries: int, num_weights: int, batch_size: int) -> int:
@@ -287,20 +296,28 @@ def gradient_parts(num_queries: int, num_weights: int, batch_size: int) -> int:
 
 
 def _flops(sizes: Sizes, config: InfluenceConfig, forward: int, gradient: int, hessian: int) -> float:
-    """2·M a token forward, 6·M with the way back, 18·M for a product with the Hessian; the rotations 4·(O²·I + O·I²) of a step
-    (half of it in laplace), 2·(O²·I + O·I²) for each example whose gradient is rotated; factors 2·T·(O² + I²) with their
-    eigenvectors 9·(O³ + I³); the covariances 2·C·S·Q·N, and of tokens 2·C·S·(T_q·N + Q·T_n)."""
+    """2·M a token forward, 4·M + 2·D with the way back, 18·M for a product with the Hessian; the rotations 4·(O²·I + O·I²) of a
+    step (half of it in laplace and at a draw of stein); gradients of single examples, see `_single`; factors 2·T·(O² + I²) with
+    their eigenvectors 9·(O³ + I³); the covariances 2·C·S·Q·N, and of tokens 2·C·S·(T_q·N + Q·T_n); products of gradients
+    2·Q·N·D at each place, and 2·D for each that gives curvature."""
     n, q = sizes.num_train, sizes.num_queries
     width = (sizes.train_tokens + sizes.query_tokens) / (n + q)
-    total = width * sizes.num_multiplied * (2.0 * forward + 6.0 * gradient + 18.0 * hessian)
+    back = 4.0 * sizes.num_multiplied + 2.0 * min(sizes.num_sampled, sizes.num_multiplied)
+    total = width * (sizes.num_multiplied * (2.0 * forward + 18.0 * hessian) + back * gradient)
     rotation = 2.0 * sum(rows * columns * (rows + columns) for rows, columns in sizes.layers)
-    if _has_factors(config):
+    rotated = _has_factors(config)
+    single = _single(sizes, sizes.train_tokens / n, rotated=rotated)
+    if rotated:
         total += sum(2.0 * sizes.train_tokens * (o**2 + i**2) + 9.0 * (o**3 + i**3) for o, i in sizes.layers)
-        total += n * rotation
+        total += n * single
     if config.method not in SAMPLED:
-        visits = config.chains * config.num_draws if config.method == "stein" else 1
-        rotated = visits * (q + n + (min(n, STEIN_EXAMPLES) + 3 if config.method == "stein" else 0))
-        return total + rotation * rotated * _has_factors(config) + 2.0 * n * q * sizes.num_sampled * visits
+        parts = gradient_parts(q, sizes.num_sampled, config.batch_size)
+        visits, seen = _visits(sizes, config)
+        total += visits * (n * parts + seen) * single
+        total += visits * q * _single(sizes, sizes.query_tokens / q, rotated=rotated)
+        if config.method == "stein":
+            total += rotation * config.chains * (config.num_draws + 1) * (1 + 2 * parts)
+        return total + 2.0 * visits * (n * q + seen) * sizes.num_sampled
     checked = _checked(sizes, config)
     draws = config.chains * config.most_draws
     if config.method == "laplace":
@@ -314,9 +331,21 @@ def _flops(sizes: Sizes, config: InfluenceConfig, forward: int, gradient: int, h
     return total + 2.0 * draws * (q * n * (1 + checked) + counted * config.tokens)
 
 
+def _single(sizes: Sizes, width: float, *, rotated: bool) -> float:
+    """Operations for the gradient of one example of T tokens: 2·T·O·I, and its rotation, 2·T·(O² + I²) or 2·O·I·(O + I),
+    whichever is less."""
+    found = 0.0
+    for rows, columns in sizes.layers:
+        found += 2.0 * width * rows * columns
+        if rotated:
+            found += 2.0 * min(width * (rows**2 + columns**2), rows * columns * (rows + columns))
+    return found
+
+
 def _passing_bytes(sizes: Sizes, config: InfluenceConfig) -> int:
     """The largest of: activations of a batch with the gradient of the chosen weights in three copies; of EK-FAC, the gradients of
-    a batch of examples before and after they are rotated; of the methods without draws, the queries' gradients."""
+    a batch of examples, twice, with those of the batch before; of the methods without draws of losses, beside them the queries'
+    gradients (and twice more for scores of examples on themselves)."""
     examples = min(config.batch_size, sizes.num_train)
     batch = 4 * sizes.batch_tokens * sizes.activations
     found: list[int] = [batch + (0 if config.method == "laplace" else 12 * sizes.num_sampled)]
@@ -324,5 +353,6 @@ def _passing_bytes(sizes: Sizes, config: InfluenceConfig) -> int:
         found.append(batch + 8 * examples * sizes.num_sampled)
     if config.method not in SAMPLED:
         held = min(sizes.num_queries, max(1, GRADIENT_FLOATS // sizes.num_sampled))
-        found.append(batch + 4 * sizes.num_sampled * (2 * examples + 2 * held))
+        copies = 4 if config.self_scores else 2
+        found.append(batch + 4 * sizes.num_sampled * (copies * examples + held))
     return max(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections import Counter
@@ -17,13 +18,14 @@ from postgrad.cli import main
 from postgrad.core.errors import ConfigError
 from postgrad.core.models import Model, embedded_model, load_shape, save
 from postgrad.core.models.config import EmbeddedConfig
-from postgrad.influence import baselines, plan, sampler
+from postgrad.influence import baselines, plan, sampler, stein
 from postgrad.influence.api import run
 from postgrad.influence.config import InfluenceConfig
 from postgrad.influence.examples import Texts, make_examples
 from postgrad.influence.plan import Plan, Sizes, read_sizes
 from postgrad.influence.result import diagnose, from_draws
 from postgrad.influence.sampler import Draws, Posterior
+from postgrad.influence.state import ChainFiles
 
 ROWS = [{"prompt": f"What is {n}?", "completion": f"{n} and {'ever ' * (n % 4)}more"} for n in range(11)]
 QUICK: dict[str, Any] = {
@@ -45,9 +47,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return embedded_model(pairs, sizes, device="cpu", cache_dir=tmp_path_factory.mktemp("plan"))
 
 
-def planned(model: Model, options: dict[str, Any]) -> tuple[Sizes, Plan, InfluenceConfig]:
+def planned(
+    model: Model, options: dict[str, Any], rows: list[dict[str, str]] = ROWS
+) -> tuple[Sizes, Plan, InfluenceConfig]:
     config = InfluenceConfig(**options)
-    sides = [Texts(model, make_examples(rows, "some"), config.max_tokens) for rows in (ROWS, ROWS[:3])]
+    sides = [Texts(model, make_examples(some, "some"), config.max_tokens) for some in (rows, rows[:3])]
     sizes = read_sizes(model.module, sides[0], sides[1], config)
     return sizes, plan.plan(sizes, config), config
 
@@ -60,6 +64,8 @@ METHODS: list[dict[str, Any]] = [
     QUICK | {"method": "laplace"},
     QUICK | {"method": "ekfac"},
     QUICK | {"method": "gradient"},
+    QUICK | {"method": "stein"},
+    {"method": "stein", "chains": 1, "batch_size": 32, "self_scores": True},
 ]
 
 
@@ -69,8 +75,10 @@ def test_passes_are_those_of_a_run(
 ) -> None:
     monkeypatch.setattr(sampler, "CURVATURE_EXAMPLES", 6)
     monkeypatch.setattr(plan, "CURVATURE_EXAMPLES", 6)
+    monkeypatch.setattr(stein, "CURVATURE_EXAMPLES", 6)
+    monkeypatch.setattr(plan, "STEIN_EXAMPLES", 6)
     sizes, found, _ = planned(model, options)
-    if options.get("method") in ("ekfac", "gradient"):  # the queries in two parts
+    if options["method"] in ("ekfac", "gradient", "stein"):  # the queries in two parts
         monkeypatch.setattr(baselines, "GRADIENT_FLOATS", 2 * sizes.num_sampled)
         monkeypatch.setattr(plan, "GRADIENT_FLOATS", 2 * sizes.num_sampled)
         sizes, found, _ = planned(model, options)
@@ -101,17 +109,33 @@ def test_passes_are_those_of_a_run(
     )
 
 
-@pytest.mark.parametrize("method", ["langevin", "laplace", "ekfac", "gradient"])
-def test_operations_are_about_those_of_a_run(model: Model, method: str) -> None:
+LONG = [{"prompt": row["prompt"], "completion": "ever and more " * 30 + row["completion"]} for row in ROWS]
+
+
+@pytest.mark.parametrize(
+    ("method", "long"),
+    [(method, False) for method in ("langevin", "laplace", "ekfac", "gradient", "stein")]
+    + [("ekfac", True), ("stein", True)],
+)
+def test_operations_are_about_those_of_a_run(model: Model, method: str, long: bool) -> None:
+    """Of a few tokens the layers' inputs are rotated to EK-FAC's axes, of many the gradient is."""
+    rows = LONG if long else ROWS
     options = {"method": method, "chains": 1, "draws": 4, "burn_in": 2, "thin": 1, "check_step": False}
-    sizes, found, _ = planned(model, options)
+    sizes, found, _ = planned(model, options, rows)
+    width = sizes.train_tokens / sizes.num_train
+    cheaper = {width * (o**2 + i**2) < o * i * (o + i) for o, i in sizes.layers}
+    assert cheaper == {not long}
     with FlopCounterMode(display=False) as counter:
-        run(model, ROWS, ROWS[:3], **options)
+        run(model, rows, rows[:3], **options)
     eigenvectors = sum(
         9.0 * (rows**3 + columns**3) for rows, columns in sizes.layers
     )  # it does not count these
     expected = found.flops - eigenvectors * (method != "gradient")
-    assert expected == pytest.approx(counter.get_total_flops(), rel=0.15)
+    total = counter.get_total_flops()
+    if long:  # products of tokens with tokens are left out
+        counts = counter.get_flop_counts()["Global"]
+        total -= sum(count for operation, count in counts.items() if "attention" in str(operation))
+    assert expected == pytest.approx(total, rel=0.05)
 
 
 @pytest.mark.parametrize("options", [QUICK, QUICK | {"method": "sgld"}, QUICK | {"method": "laplace"}])
@@ -133,6 +157,48 @@ def test_bytes_are_those_of_the_tensors(model: Model, options: dict[str, Any], t
     parameters = sum(parameter.nbytes for parameter in model.module.parameters())
     centres = 1 if options.get("method") == "laplace" else 2
     assert found.weights_bytes == parameters + 4 * sizes.num_sampled * (1 + centres)
+
+
+def test_bytes_of_stein_are_those_of_the_tensors(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of its vectors as long as all weights, those that are there while gradients at a draw are made."""
+    sizes, found, _ = planned(model, {"method": "stein", "chains": 2})
+    predict, seen = Texts._predict, set[int]()
+    at_draw, visiting = ChainFiles.stop_if_asked, False
+
+    def visit(self: Any) -> None:
+        nonlocal visiting
+        visiting = True
+        at_draw(self)
+
+    def count(self: Texts, indices: Any) -> Any:
+        if visiting and torch.is_grad_enabled():
+            vectors = [part for part in gc.get_objects() if type(part) is torch.Tensor]
+            whole = {part.data_ptr() for part in vectors if part.shape == (sizes.num_sampled,)}
+            seen.add(4 * sizes.num_sampled * len(whole))
+        return predict(self, indices)
+
+    monkeypatch.setattr(ChainFiles, "stop_if_asked", visit)
+    monkeypatch.setattr(Texts, "_predict", count)
+    run(model, ROWS, ROWS[:3], method="stein", chains=2, state=tmp_path)
+    assert max(seen) == found.chain_bytes
+    kept = load_file(tmp_path / "origin.safetensors")
+    del kept["curvature"]
+    assert found.factors_bytes == sum(part.nbytes for part in kept.values())
+    parameters = sum(parameter.nbytes for parameter in model.module.parameters())
+    assert found.weights_bytes == parameters + 4 * sizes.num_sampled * 2
+    assert (found.draws_bytes, found.token_bytes) == (0, 0)
+
+
+def test_norms_have_no_axes_in_the_plan(model: Model, tmp_path: Path) -> None:
+    sizes, found, _ = planned(model, {"method": "stein", "parameters": "layers"})
+    run(model, ROWS, ROWS[:3], method="stein", parameters="layers", chains=2, state=tmp_path)
+    kept = load_file(tmp_path / "origin.safetensors")
+    del kept["curvature"]
+    assert any(part.shape[1] == 1 for name, part in kept.items() if "eigenvalues" in name)
+    assert found.factors_bytes == sum(part.nbytes for part in kept.values())
+    assert sizes.num_sampled > sum(rows * columns for rows, columns in sizes.layers)
 
 
 def peak_bytes() -> int:
@@ -204,6 +270,13 @@ def test_on_the_command_line_without_weights(
     assert "more than the" in said
     assert "token " not in said.split("memory", 1)[1].split("note")[0]
     assert not out.exists()
+    assert main([*words, "--method", "stein", "--draws", "6"]) == 0
+    said = capsys.readouterr().out
+    assert "2 chains × 6\n" in said  # not twice: no step is checked
+    assert "draws and all that is made" not in said
+    assert "scores of all chains" in said
+    assert main([*words, "--method", "stein", "--draws", "5"]) == 2
+    assert "give an even number (received 5)" in capsys.readouterr().err
     assert main([*words, "--parameters", "no such"]) == 2
     assert "in the name of no weight" in capsys.readouterr().err
     words.remove("--dry-run")
