@@ -207,8 +207,9 @@ def _stein(
     for number in range(config.chains):
         kept = None if files is None else files.restore_scores(f"chain-{number}")
         if kept is None:
-            chain = SteinChain(posterior, basis, parameters, config.num_draws, chain_seed(config, number))
-            kept = chain.scores(queries, _stein_progress(log, metrics, number, config.num_draws, files))
+            seed, stopping = chain_seed(config, number), () if files is None else (files.stop_if_asked,)
+            chain = SteinChain(posterior, basis, parameters, config.num_draws, seed, *stopping)
+            kept = chain.scores(queries, _stein_progress(log, metrics, number, config.num_draws))
             if files is not None:
                 files.keep_scores(f"chain-{number}", *kept, config.num_draws)
         found.append((kept[0].cpu(), kept[1].cpu()))
@@ -328,14 +329,12 @@ def _agreement(
 
 
 def _stein_progress(
-    log: Log | None, metrics: Mapping[str, float], chain: int, num_draws: int, files: ChainFiles | None
+    log: Log | None, metrics: Mapping[str, float], chain: int, num_draws: int
 ) -> Callable[[float], None]:
     """Told the mean training loss at each draw of a chain."""
     steps = itertools.count(chain * num_draws)
 
     def progress(loss: float) -> None:
-        if files is not None:
-            files.stop_if_asked()
         step = next(steps)
         if log is not None:
             log(step, {**(metrics if step == 0 else {}), "chain/number": chain, "chain/loss": loss})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ def gradient_scores(
     queries: Examples,
     batch_size: int,
     precision: Tensor | None = None,
-    visits: Callable[[], Iterable[None]] = _here,
+    visits: Callable[[], Generator[None]] = _here,
     *,
     with_own: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -46,26 +47,29 @@ def gradient_scores(
     for number, batches in enumerate(query_parts(queries, batch_size, basis.size)):
         rows = torch.tensor([index for batch in batches for index in batch], device=basis.device)
         held, count = torch.zeros(len(rows), basis.size, device=basis.device), 0
-        for _ in visits():
-            count, start = count + 1, 0
-            for batch, gradients in example_gradients(
-                basis, parameters, queries, batch_size, batches=batches
-            ):
-                held[start : start + len(batch)] += basis.flatten(gradients)
-                start += len(batch)
+        with closing(visits()) as places:  # closed at once where a pass fails: it has weights to put back
+            for _ in places:
+                count, start = count + 1, 0
+                for batch, gradients in example_gradients(
+                    basis, parameters, queries, batch_size, batches=batches
+                ):
+                    held[start : start + len(batch)] += basis.flatten(gradients)
+                    start += len(batch)
         held /= count if precision is None else count * precision
         parts = basis.split(held)
-        for _ in visits():
-            for batch, gradients in example_gradients(basis, parameters, train, batch_size):
-                columns = torch.tensor(batch, device=basis.device)
-                products = [
-                    part @ gradient.flatten(1).T for part, gradient in zip(parts, gradients, strict=True)
-                ]
-                scores[rows[:, None], columns] += torch.stack(products).sum(0) / count
-                if with_own and number == 0:
-                    flat = basis.flatten(gradients)
-                    squares = flat.square() if precision is None else flat.square() / precision
-                    own[columns] += squares.sum(1) / count
+        with closing(visits()) as places:
+            for _ in places:
+                for batch, gradients in example_gradients(basis, parameters, train, batch_size):
+                    columns = torch.tensor(batch, device=basis.device)
+                    products = [
+                        part @ gradient.flatten(1).T for part, gradient in zip(parts, gradients, strict=True)
+                    ]
+                    scores[rows[:, None], columns] += torch.stack(products).sum(0) / count
+                    if with_own and number == 0:
+                        flat = basis.flatten(gradients)
+                        squares = flat.square() if precision is None else flat.square() / precision
+                        own[columns] += squares.sum(1) / count
+        del held, parts  # before the next ones are made
     return scores, own
 
 
