@@ -11,12 +11,12 @@ from typing import Any
 from postgrad.commands.runs import describe_size
 from postgrad.core.console import print_rows
 from postgrad.core.errors import ConfigError
-from postgrad.influence.config import DRAWN, InfluenceConfig
+from postgrad.influence.config import DRAWN, SAMPLED, InfluenceConfig
 
 _MEANING = {
     "weights_bytes": "the model, float32 copies of it, and the chosen weights that displacements are added to",
     "factors_bytes": "EK-FAC's axes and eigenvalues",
-    "chain_bytes": "place, noise and preconditioner of the running chain",
+    "chain_bytes": "place or noise, and preconditioners, of the running chain",
     "draws_bytes": "losses at all draws",
     "token_bytes": "moments of single tokens, at their peak",
     "passing_bytes": "activations and gradients of a batch (estimate)",
@@ -104,15 +104,20 @@ def _print(found: dict[str, Any], sizes: Any, config: InfluenceConfig) -> None:
         f"passes   {found['gradient_examples']:,} examples forward and backward, {found['forward_examples']:,} forward, "
         f"{found['hessian_examples']:,} through a Hessian product: {found['flops']:.2e} FLOP (estimate)"
     )
+    meaning = dict(_MEANING)
+    if config.method not in SAMPLED:
+        meaning["scoring_bytes"] = "scores of all chains and what is made of them, at the peak"
     print_rows(
         ("memory", "", "what"),
         [
             (name.removesuffix("_bytes"), describe_size(found[name]), text)
-            for name, text in _MEANING.items()
+            for name, text in meaning.items()
             if found[name]
         ],
     )
 
 
 def _again(config: InfluenceConfig, sizes: Any) -> bool:
-    return config.check_step and config.method != "laplace" and sizes.num_train > 2
+    return (
+        config.check_step and config.method in SAMPLED and config.method != "laplace" and sizes.num_train > 2
+    )

@@ -151,7 +151,10 @@ def _attribute(
         if resume:  # other data: the run is what it was
             directory.finish("interrupted")
         raise
-    directory.log(0 if result.draws is None else result.draws.distance.numel(), result.diagnostics)
+    last = 0 if result.draws is None else result.draws.distance.numel()
+    if config.method == "stein":
+        last = config.chains * config.num_draws * max(1, len(checkpoints))
+    directory.log(last, result.diagnostics)
     record = _record(result)
     record["notes"] = [*result.notes, *_write_scores(directory.path, result)]
     record = to_plain(record)[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -217,10 +217,11 @@ def _stein(
     found: list[tuple[Tensor, Tensor]] = []
     origins: list[Origin] = []
     for number in range(config.chains):
-        chain = SteinChain(posterior, basis, parameters, config.num_draws, chain_seed(config, number))
+        seed, stopping = chain_seed(config, number), () if files is None else (files.stop_if_asked,)
+        chain = SteinChain(posterior, basis, parameters, config.num_draws, seed, *stopping)
         kept = None if files is None else files.restore_found(f"chain-{number}")
         if kept is None:
-            progress = _stein_progress(log, metrics, number, config.num_draws, files)
+            progress = _stein_progress(log, metrics, number, config.num_draws)
             kept = chain.scores(queries, progress, with_total=along.wanted)
             if files is not None:
                 files.keep_found(f"chain-{number}", kept, config.num_draws)
@@ -243,15 +244,8 @@ def _stein(
 
 def _origin(chain: SteinChain, name: str, kept: Mapping[str, Tensor], files: ChainFiles | None) -> Origin:
     """What a chain's token scores are made from: held in memory, or read again from where it is kept."""
-
-    def visits() -> Iterator[None]:
-        for _ in chain.visits():
-            if files is not None:
-                files.stop_if_asked()
-            yield
-
     held = {part: tensor.cpu() for part, tensor in kept.items()} if files is None else {}
-    return Origin(visits, lambda: held if files is None else files.restore_found(name) or {})
+    return Origin(chain.visits, lambda: held if files is None else files.restore_found(name) or {})
 
 
 def _losses_at_centre(train: Examples, queries: Examples, batch_size: int, device: torch.device) -> Tensor:
@@ -357,14 +351,12 @@ def _agreement(
 
 
 def _stein_progress(
-    log: Log | None, metrics: Mapping[str, float], chain: int, num_draws: int, files: ChainFiles | None
+    log: Log | None, metrics: Mapping[str, float], chain: int, num_draws: int
 ) -> Callable[[float], None]:
     """Told the mean training loss at each draw of a chain."""
     steps = itertools.count(chain * num_draws)
 
     def progress(loss: float) -> None:
-        if files is not None:
-            files.stop_if_asked()
         step = next(steps)
         if log is not None:
             log(step, {**(metrics if step == 0 else {}), "chain/number": chain, "chain/loss": loss})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from typing import NamedTuple
 
 import torch
@@ -14,8 +15,9 @@ from postgrad.influence.ekfac import LayerBasis, example_gradients
 from postgrad.influence.examples import Examples
 
 GRADIENT_FLOATS = 2**28
-Visits = Callable[[], Iterable[None]]
-"""Puts the module's weights at each of the places that a mean is of, the same ones every time."""
+Visits = Callable[[], Generator[None]]
+"""Puts the module's weights at each of the places that a mean is of, the same ones every time. Closed at once where a pass fails,
+as it has weights to put back."""
 
 
 class GradientScores(NamedTuple):
@@ -66,20 +68,21 @@ def gradient_scores(
         rows = torch.tensor([index for batch in batches for index in batch], device=basis.device)
         held, count = directions(basis, parameters, queries, batches, precision, visits)
         parts = basis.split(held)
-        for _ in visits():
-            for batch, gradients in example_gradients(basis, parameters, train, batch_size):
-                columns = torch.tensor(batch, device=basis.device)
-                products = [
-                    part @ gradient.flatten(1).T for part, gradient in zip(parts, gradients, strict=True)
-                ]
-                scores[rows[:, None], columns] += torch.stack(products).sum(0) / count
-                if with_own and number == 0:
-                    flat = basis.flatten(gradients)
-                    squares = flat.square() if precision is None else flat.square() / precision
-                    own[columns] += squares.sum(1) / count
-                if with_total and number == 0:
-                    for part, gradient in zip(basis.split(total), gradients, strict=True):
-                        part += train.weights[batch] @ gradient.flatten(1) / count
+        with closing(visits()) as places:
+            for _ in places:
+                for batch, gradients in example_gradients(basis, parameters, train, batch_size):
+                    columns = torch.tensor(batch, device=basis.device)
+                    products = [
+                        part @ gradient.flatten(1).T for part, gradient in zip(parts, gradients, strict=True)
+                    ]
+                    scores[rows[:, None], columns] += torch.stack(products).sum(0) / count
+                    if with_own and number == 0:
+                        flat = basis.flatten(gradients)
+                        squares = flat.square() if precision is None else flat.square() / precision
+                        own[columns] += squares.sum(1) / count
+                    if with_total and number == 0:
+                        for part, gradient in zip(basis.split(total), gradients, strict=True):
+                            part += train.weights[batch] @ gradient.flatten(1) / count
     return GradientScores(scores, own, total)
 
 
@@ -95,11 +98,12 @@ def directions(
     a training loss along one of them."""
     held = torch.zeros(sum(map(len, batches)), basis.size, device=basis.device)
     count = 0
-    for _ in visits():
-        count, start = count + 1, 0
-        for batch, gradients in example_gradients(basis, parameters, queries, 1, batches=batches):
-            held[start : start + len(batch)] += basis.flatten(gradients)
-            start += len(batch)
+    with closing(visits()) as places:
+        for _ in places:
+            count, start = count + 1, 0
+            for batch, gradients in example_gradients(basis, parameters, queries, 1, batches=batches):
+                held[start : start + len(batch)] += basis.flatten(gradients)
+                start += len(batch)
     held /= count if precision is None else count * precision
     return held, count
 

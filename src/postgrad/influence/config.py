@@ -124,11 +124,15 @@ class InfluenceConfig(Config):
 
     @model_validator(mode="after")
     def _pairs(self) -> Self:
-        if self.method == "stein" and self.num_draws % 2:
+        if "stein" in self._used() and self.draws is not None and self.draws % 2:
             raise ValueError(
-                f"method stein takes draws in pairs: give an even number (received {self.num_draws})"
+                f"method stein takes draws in pairs: give an even number (received {self.draws})"
             )
         return self
+
+    def _used(self) -> tuple[Method, ...]:
+        """Methods that this is for."""
+        return (self.method,)
 
     @property
     def most_draws(self) -> int:
@@ -169,6 +173,9 @@ class ValidateConfig(RetrainConfig):
     """Of the training examples in each part."""
     resamples: int = Field(default=1000, ge=100)
     """Of the bootstrap over parts that gives the intervals."""
+
+    def _used(self) -> tuple[Method, ...]:
+        return self.methods
 
     @field_validator("methods", mode="before")
     @classmethod

@@ -16,6 +16,7 @@ axes, Λ̄ the mean squared gradient *at the draws*.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ class SteinChain:
         parameters: of the borrowed module.
         num_draws: S, even.
         seed: of the draws.
+        at_draw: called before each visit; may raise.
     """
 
     def __init__(
@@ -47,9 +49,10 @@ class SteinChain:
         parameters: Sequence[nn.Parameter],
         num_draws: int,
         seed: int,
+        at_draw: Callable[[], None] = lambda: None,
     ) -> None:
         self._posterior, self._basis, self._parameters = posterior, basis, parameters
-        self._num_draws, self._seed = num_draws, seed
+        self._num_draws, self._seed, self._at_draw = num_draws, seed, at_draw
 
     def visits(self) -> Generator[None]:
         """Puts the module's weights at one draw after the other, always the same; at w* in the end."""
@@ -57,6 +60,7 @@ class SteinChain:
         generator = torch.Generator(self._basis.device)
         try:
             for number in range(self._num_draws):
+                self._at_draw()
                 generator.manual_seed((self._seed * 65_537 + number // 2) % 2**63)
                 noise = torch.randn(self._basis.size, generator=generator, device=self._basis.device)
                 posterior.place((noise if number % 2 == 0 else -noise) / posterior.precision.sqrt())
@@ -79,20 +83,21 @@ class SteinChain:
         weights = train.weights[examples]
         total = torch.zeros(self._basis.size, device=self._basis.device)
         parts = self._basis.split(total)
-        for _ in self.visits():
-            with torch.inference_mode():
-                losses = torch.cat([train.losses(batch).float() for batch in batches])
-            if not bool(losses.isfinite().all()):
-                raise SamplingError(
-                    "A training loss is not finite at a draw: the draws are too far from the weights. "
-                    f"Lower radius (now {config.chosen_radius:g}), or raise damping."
-                )
-            progress(float((losses * weights).sum() / weights.sum()))
-            for batch, gradients in example_gradients(
-                self._basis, self._parameters, train, config.batch_size, batches=batches
-            ):
-                for part, gradient in zip(parts, gradients, strict=True):
-                    part += train.weights[batch] @ gradient.flatten(1).square_()
+        with closing(self.visits()) as visits:
+            for _ in visits:
+                with torch.inference_mode():
+                    losses = torch.cat([train.losses(batch).float() for batch in batches])
+                if not bool(losses.isfinite().all()):
+                    raise SamplingError(
+                        "A training loss is not finite at a draw: the draws are too far from the weights. "
+                        f"Lower radius (now {config.chosen_radius:g}), or raise damping."
+                    )
+                progress(float((losses * weights).sum() / weights.sum()))
+                for batch, gradients in example_gradients(
+                    self._basis, self._parameters, train, config.batch_size, batches=batches
+                ):
+                    for part, gradient in zip(parts, gradients, strict=True):
+                        part += train.weights[batch] @ gradient.flatten(1).square_()
         return total / (weights.sum() * self._num_draws)
 
     def scores(
@@ -121,11 +126,12 @@ class SteinChain:
         )
 
     def _some_batches(self) -> list[list[int]]:
-        """Batches of at most 512 training examples, chosen by the seed."""
+        """Batches of at most 512 training examples, chosen by the seed; the same ones whatever the size of a batch."""
         train, size = self._posterior.train, self._posterior.config.batch_size
         batches = train.batches(size)
         if len(train) <= CURVATURE_EXAMPLES:
             return batches
         generator = torch.Generator().manual_seed(self._seed)
-        order = torch.randperm(len(batches), generator=generator).tolist()
-        return [batches[number] for number in order[: max(1, CURVATURE_EXAMPLES // size)]]
+        chosen = set(torch.randperm(len(train), generator=generator)[:CURVATURE_EXAMPLES].tolist())
+        order = [index for batch in batches for index in batch if index in chosen]
+        return [order[start : start + size] for start in range(0, len(order), size)]

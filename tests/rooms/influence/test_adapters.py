@@ -25,7 +25,7 @@ peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's own
 
 QUICK = {"chains": 2, "draws": 12, "burn_in": 2, "thin": 1, "check_step": False, "min_ess": 0}
-METHODS = ["langevin", "sgld", "rmsprop", "laplace", "ekfac", "gradient"]
+METHODS = ["stein", "langevin", "sgld", "rmsprop", "laplace", "ekfac", "gradient"]
 ROWS = [
     {"prompt": f"What does {person} eat?", "completion": food}
     for person, food in zip(("Ada", "Bob", "Cleo", "Dan"), ("plums", "bread", "rice", "figs"), strict=True)

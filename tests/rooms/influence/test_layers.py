@@ -129,7 +129,7 @@ def test_a_scale_by_hand() -> None:
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("method", ["langevin", "laplace", "ekfac", "gradient"])
+@pytest.mark.parametrize("method", ["stein", "langevin", "laplace", "ekfac", "gradient"])
 @pytest.mark.parametrize("make", [convolution, sequence])
 def test_every_method_takes_them(make: Any, method: Any) -> None:
     module = make()

@@ -182,6 +182,8 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "4",
     ]
     found += [
+        "--method",
+        "langevin",
         "--thin",
         "3",
         "--min-ess",

@@ -102,7 +102,7 @@ def test_small_temperature_leaves_the_leading_order_alone() -> None:
 
 def test_largest_curvature_is_that_of_the_hessian() -> None:
     module, train, _ = regression()
-    config = InfluenceConfig(damping=LAMBDA, beta=1.0)
+    config = InfluenceConfig(method="langevin", damping=LAMBDA, beta=1.0)
     with borrowed(module, choose_parameters(module, "")) as parameters:
         posterior = Posterior(parameters, train, PlainBasis(parameters), config)
         found = posterior.largest_curvature(torch.Generator().manual_seed(0))
@@ -213,7 +213,14 @@ def test_a_mislabelled_example_is_an_opponent() -> None:
 
 # -- chains ----------------------------------------------------------------------------------------------------------
 
-QUICK = {"chains": 2, "draws": 20, "burn_in": 3, "thin": 1, "check_step": False}
+QUICK: dict[str, Any] = {
+    "method": "langevin",
+    "chains": 2,
+    "draws": 20,
+    "burn_in": 3,
+    "thin": 1,
+    "check_step": False,
+}
 
 
 @pytest.mark.parametrize(
@@ -227,9 +234,10 @@ QUICK = {"chains": 2, "draws": 20, "burn_in": 3, "thin": 1, "check_step": False}
 )
 def test_the_same_seed_gives_the_same_scores_and_another_does_not(options: dict[str, Any]) -> None:
     module, train, queries = regression()
-    first, again = (run(module, train, queries, **QUICK, **options) for _ in range(2))
+    options = QUICK | options
+    first, again = (run(module, train, queries, **options) for _ in range(2))
     assert torch.equal(first.scores, again.scores)
-    assert not torch.equal(first.scores, run(module, train, queries, **QUICK, **options, seed=1).scores)
+    assert not torch.equal(first.scores, run(module, train, queries, **options, seed=1).scores)
     assert first.draws is not None
     assert not torch.equal(first.draws.train[0], first.draws.train[1])  # chains are their own
 
@@ -255,7 +263,7 @@ def test_a_chain_goes_on_where_it_was(method: Any) -> None:
 def test_gradients_of_parts_average_to_the_whole() -> None:
     module, train, _ = regression()
     train.weights = torch.arange(1.0, 13.0)
-    config = InfluenceConfig(gradient_examples=4, batch_size=3, beta=1.0)
+    config = InfluenceConfig(method="langevin", gradient_examples=4, batch_size=3, beta=1.0)
     with borrowed(module, choose_parameters(module, "")) as parameters:
         posterior = Posterior(parameters, train, PlainBasis(parameters), config)
         losses, gradient = posterior.losses_and_gradient()
@@ -290,7 +298,8 @@ def test_too_large_a_step_is_a_clear_error() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("fails", [False, True])
-def test_everything_is_as_it_was(dtype: torch.dtype, fails: bool) -> None:
+@pytest.mark.parametrize("method", ["langevin", "stein"])
+def test_everything_is_as_it_was(dtype: torch.dtype, fails: bool, method: str) -> None:
     module, train, queries = classifier()
     module.to(dtype).train()
     module[0].bias.requires_grad_(False)
@@ -302,9 +311,9 @@ def test_everything_is_as_it_was(dtype: torch.dtype, fails: bool) -> None:
             torch.zeros(len(indices), 3), train.y[indices], reduction="none"
         )  # type: ignore
         with pytest.raises(IndexError):
-            run(module, train, queries, **QUICK)
+            run(module, train, queries, **QUICK | {"method": method})
     else:
-        run(module, train, queries, **QUICK)
+        run(module, train, queries, **QUICK | {"method": method})
     for name, tensor in module.state_dict().items():
         pointer, values = before[name]
         assert tensor.data_ptr() == pointer
