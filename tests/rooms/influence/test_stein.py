@@ -436,7 +436,7 @@ def test_the_command_goes_on_after_ctrl_c(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out, whole = tmp_path / "run", tmp_path / "whole"
-    command = [*words, "--method", "stein", "--draws", "60", "--chains", "3"]
+    command = [*words, "--method", "stein", "--draws", "16", "--chains", "3"]
 
     def first_chain_is_kept() -> bool:
         return (out / "chains" / "chain-0.safetensors").exists()
@@ -451,7 +451,7 @@ def test_the_command_goes_on_after_ctrl_c(
     assert (out / "scores.jsonl").read_bytes() == (whole / "scores.jsonl").read_bytes()
     rows = [Run.open(path).metrics() for path in (out, whole)]
     assert rows[0][:-1] == rows[1][:-1]
-    assert [row["step"] for row in rows[0]] == list(range(181))
+    assert [row["step"] for row in rows[0]] == list(range(49))
     assert not (out / "chains").exists()
     record = json.loads((out / "result.json").read_text())
     assert record["queries"][0]["proponents"][0]["error"] is not None
