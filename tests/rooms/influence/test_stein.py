@@ -173,21 +173,21 @@ def test_the_part_linear_in_the_gradient_is_steins_in_a_covariance_of_very_many_
     one, zero = torch.ones(1), torch.zeros(1)
     query = Cubic(module, one, zero, zero)
     options = {"damping": LAMBDA, "beta": 0.5}
-    sampled = run(module, train, query, method="laplace", chains=8, draws=1000, tokens=False, **options)
-    with chain(module, train, **options, chains=1, draws=3000) as (pairs, posterior, basis, parameters):
+    sampled = run(module, train, query, method="laplace", chains=8, draws=300, tokens=False, **options)
+    with chain(module, train, **options, chains=1, draws=800) as (pairs, posterior, basis, parameters):
         variance = 1 / posterior.precision
         found, own = baselines.gradient_scores(
             basis, parameters, train, query, 32, posterior.precision, pairs.visits, with_own=True
         )
     assert sampled.errors is not None
-    own_error = 0.5 * train.third.abs() * variance**2 * (2 / 1500) ** 0.5  # of u² over the pairs
+    own_error = 0.5 * train.third.abs() * variance**2 * (2 / 400) ** 0.5  # of u² over the pairs
     error = (sampled.errors.square() + own_error.square()).sqrt()
     assert ((found - sampled.scores) / error).abs().max() < 5.4  # t with 7 degrees of freedom
     expected = (train.y + 0.5 * train.third * variance) * variance
     assert ((found[0] - expected).abs() / own_error).max() < 4.5
     assert (
         (train.y * variance - sampled.scores[0]) / error[0]
-    ).abs().max() > 8  # the gradient at w* is another one
+    ).abs().max() > 6  # the gradient at w* is another one
     assert (own > found[0].square() / variance * 0.999).all()  # E[g²] ≥ (E[g])²
 
 
@@ -436,7 +436,7 @@ def test_the_command_goes_on_after_ctrl_c(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out, whole = tmp_path / "run", tmp_path / "whole"
-    command = [*words, "--method", "stein", "--draws", "200", "--chains", "3"]
+    command = [*words, "--method", "stein", "--draws", "16", "--chains", "3"]
 
     def first_chain_is_kept() -> bool:
         return (out / "chains" / "chain-0.safetensors").exists()
@@ -451,7 +451,7 @@ def test_the_command_goes_on_after_ctrl_c(
     assert (out / "scores.jsonl").read_bytes() == (whole / "scores.jsonl").read_bytes()
     rows = [Run.open(path).metrics() for path in (out, whole)]
     assert rows[0][:-1] == rows[1][:-1]
-    assert [row["step"] for row in rows[0]] == list(range(601))
+    assert [row["step"] for row in rows[0]] == list(range(49))
     assert not (out / "chains").exists()
     record = json.loads((out / "result.json").read_text())
     assert record["queries"][0]["proponents"][0]["error"] is not None
