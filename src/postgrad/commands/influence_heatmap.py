@@ -11,7 +11,7 @@ MAX_SCORES = 400_000
 """Numbers that result.json keeps at most: with many queries, of the first examples of each ranking alone."""
 _MAX_REPORT_SCORES = 30_000
 _SHOWN = 10
-_MAX_TITLE = 80
+_MAX_TITLE = 60
 _SCALE = ("raises the loss of what the model said", "lowers it")
 _NOTE = (
     "Each text has its own scale; point at a word for its score. A text's words add up to its score, which the bar compares with "

@@ -121,7 +121,9 @@ def _traces(run: Run) -> list[Figure]:
     lines = tuple(Line(name, name) for name in by_chain)
     caption = "Mean training loss at each draw. "
     if run.config_dict().get("method") in ("stein", "laplace"):
-        caption += "These draws are independent of each other: they differ by chance alone."
+        caption += (
+            "Draws do not follow from each other (stein: pairs do not), so that no trend is to be read here."
+        )
     else:
         caption += "Chains that rise or fall together are still on their way."
     return [Figure("chains", "Chains", caption, columns, "draw", lines, x_label="draw", y_label="loss")]
