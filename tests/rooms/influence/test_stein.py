@@ -176,7 +176,7 @@ def test_the_part_linear_in_the_gradient_is_steins_in_a_covariance_of_very_many_
     sampled = run(module, train, query, method="laplace", chains=8, draws=300, tokens=False, **options)
     with chain(module, train, **options, chains=1, draws=800) as (pairs, posterior, basis, parameters):
         variance = 1 / posterior.precision
-        found, own = baselines.gradient_scores(
+        found, own, _ = baselines.gradient_scores(
             basis, parameters, train, query, 32, posterior.precision, pairs.visits, with_own=True
         )
     assert sampled.errors is not None

@@ -150,6 +150,7 @@ def test_a_page_and_a_file_hold_only_so_many_scores(monkeypatch: pytest.MonkeyPa
     entry = {"id": "a", "score": 0.5, "tokens": {"context": "", "pieces": [["x", 0.25]] * 30}}
     query = {
         "id": "q",
+        "text": "x",
         "tokens": entry["tokens"],
         "proponents": [entry] * 20,
         "opponents": [{"id": "b", "score": -1.0}],
