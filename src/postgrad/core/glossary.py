@@ -141,6 +141,8 @@ GLOSSARY: dict[str, str] = {
     "sampler/curvature": "Largest eigenvalue of nβH + γ after preconditioning; 1 = it fits (no unit; sgld: as nβH).",
     "sampler/step_size": "ε, the step of the chains (no unit; sgld: one by the unit of the curvature).",
     "sampler/beta": "β, the inverse temperature (no unit).",
+    "sampler/damping": "λ, what is added to the curvature of the mean loss (curvature).",
+    "sampler/draws": "Draws of all chains together (draws).",
     "sampler/num_weights": "Weights that are sampled (weights).",
     "diagnostics/r_hat": "Split R̂, worst over the mean training loss and the queries' losses; 1 = chains have mixed (no unit).",
     "diagnostics/ess": "Effective number of draws, all chains together, worst over the same losses (draws).",
@@ -149,7 +151,7 @@ GLOSSARY: dict[str, str] = {
     "examples apart (0 to 1).",
     "diagnostics/llc": "Local learning coefficient nβ(E[L] − L(w*)); below 0 the weights are no minimum (no unit).",
     "diagnostics/distance": "Mean distance of draws from the weights (unit of the weights).",
-    "diagnostics/stability": "Rank correlation of the scores by two halves of the chains, median over queries (-1 to 1).",
+    "diagnostics/stability": "Rank correlation of the scores with those of as many other chains, median over queries (-1 to 1).",
     "diagnostics/agreement": "Rank correlation with the scores at half the step, median over queries (-1 to 1).",
     "diagnostics/checkpoint_agreement": "Rank correlation of the scores at two checkpoints, mean over pairs, median over queries "
     "(-1 to 1).",

@@ -211,7 +211,12 @@ def _stein(
     posterior = Posterior(parameters, train, basis, config)
     if files is not None:
         files.keep_origin(basis, torch.nan)
-    metrics = {"sampler/beta": posterior.beta, "sampler/num_weights": float(basis.size)}
+    metrics = {
+        "sampler/damping": config.chosen_damping,
+        "sampler/beta": posterior.beta,
+        "sampler/draws": float(config.chains * config.num_draws),
+        "sampler/num_weights": float(basis.size),
+    }
     in_memory = 8 * config.chains * basis.size if files is None else 0
     along = Along(basis, parameters, train, queries, config, in_memory)
     found: list[tuple[Tensor, Tensor]] = []
@@ -296,6 +301,7 @@ def _sampled(
         step /= posterior.beta
     if config.method != "laplace":
         metrics["sampler/step_size"] = step
+    metrics["sampler/damping"] = config.chosen_damping
     metrics["sampler/beta"] = posterior.beta
     metrics["sampler/num_weights"] = float(basis.size)
     if files is not None:
@@ -314,6 +320,7 @@ def _sampled(
     draws, notes = draw_until_stable(sampler, config, judge, progress)
     per_chain, scores, errors, correlation = from_draws(draws)
     found = judge(draws, per_chain)
+    metrics["sampler/draws"] = float(draws.distance.numel())
     if config.check_step and config.method != "laplace" and len(train) > 2:
         count = draws.train.shape[1]
         again = _agreement(parameters, posterior, queries, step / 2, scores, count, files)

@@ -53,8 +53,8 @@ class InfluenceConfig(Config):
     draws: int | None = Field(default=None, ge=2)
     """Draws that are kept of each chain; even with stein, which takes them in pairs. None = 4 (stein), 200."""
     max_draws: int = Field(default=0, ge=0)
-    """Above `draws`: go on in rounds, each time to twice as many draws, until ess reaches `min_ess` and two halves of the chains
-    agree as `min_agreement` asks, up to this many. 0 = `draws` are all."""
+    """Above `draws`: go on in rounds, each time to twice as many draws, until ess reaches `min_ess` and stability
+    `min_agreement`, up to this many. 0 = `draws` are all."""
     burn_in: int = Field(default=100, ge=0)
     """Steps before the first draw."""
     thin: int = Field(default=5, ge=1)
@@ -103,7 +103,8 @@ class InfluenceConfig(Config):
     max_drift: float = Field(default=0.4, gt=0, le=1)
     """Rankings are withheld above this correlation of a loss with time."""
     min_agreement: float = Field(default=0.5, ge=-1, le=1)
-    """Rankings are withheld below this rank correlation, median over queries, of two halves of the chains or of two steps."""
+    """Rankings are withheld below this rank correlation, median over queries, with as many other chains (judged by two halves of
+    them) or with half the step."""
     seed: int = 0
     """Of the noise. Chain c has its own generator."""
 

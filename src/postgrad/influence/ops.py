@@ -230,9 +230,15 @@ def spearman(first: Float[Tensor, "*batch N"], second: Float[Tensor, "*batch N"]
 
 
 def rank_stability(per_chain: Float[Tensor, "C Q N"]) -> Float[Tensor, " Q"]:
-    """Spearman correlation over training examples of the scores by one half of the chains and by the other (C ≥ 2)."""
+    """How well the ranking by all chains would agree with that by as many others: with r the Spearman correlation over training
+    examples of the scores by one half of the chains and by the other, 2r/(1 + r) (Spearman–Brown; C ≥ 2); r itself below 0.
+
+    >>> rank_stability(torch.tensor([[[1.0, 2.0, 3.0]], [[1.0, 3.0, 2.0]]])).item()  # r = ½
+    0.6666666666666666
+    """
     half = len(per_chain) // 2
-    return spearman(per_chain[:half].mean(0), per_chain[half:].mean(0))
+    found = spearman(per_chain[:half].mean(0), per_chain[half:].mean(0))
+    return torch.where(found > 0, 2 * found / (1 + found), found)
 
 
 def linear_datamodeling_score(

@@ -149,7 +149,7 @@ def find_problems(diagnostics: dict[str, float], config: InfluenceConfig) -> lis
             "stability",
             config.min_agreement,
             False,
-            "two halves of the chains rank differently: raise draws or chains",
+            "other chains would rank differently: raise draws or chains",
         ),
         (
             "agreement",

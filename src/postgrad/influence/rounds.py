@@ -27,7 +27,7 @@ def round_sizes(config: InfluenceConfig) -> list[int]:
 
 
 def is_stable(diagnostics: dict[str, float], config: InfluenceConfig) -> bool:
-    """Whether the effective number of draws and the agreement of two halves reach what a ranking needs. NaN does not.
+    """Whether the effective number of draws and the stability of ranks reach what a ranking needs. NaN does not.
 
     >>> limits = InfluenceConfig(min_ess=50, min_agreement=0.5)
     >>> is_stable({"diagnostics/ess": 60.0, "diagnostics/stability": 0.4}, limits), is_stable({"diagnostics/ess": 60.0}, limits)
