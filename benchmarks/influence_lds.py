@@ -62,6 +62,8 @@ TEXT_CHAINS: Mapping[str, Mapping[str, Any]] = {
     "laplace": {"draws": 100, "beta": 3.0, "damping": 1.0},
 }
 """Laplace's settings were the best of 15 on the first world."""
+DRAWN = {"stein": "e", "ekfac": "a", "kronfluence": "b", "langevin": "d", "laplace": "c", "sgld": "f"}
+"""Methods in the figure, and their colours."""
 PARTS = (1 / 8, 1)
 """Of the draws of a chain that are judged."""
 
@@ -296,15 +298,17 @@ def report(name: str, rows: Sequence[Row]) -> dict[str, Any]:
 
 def draw(name: str, rows: Sequence[Row], path: Path) -> None:
     """LDS against seconds."""
-    found = means(rows)
-    methods = list(dict.fromkeys(method for method, _ in found))
-    columns: dict[str, list[float | None]] = {"seconds": [], **{method: [] for method in methods}}
+    found = {key: one for key, one in means(rows).items() if key[0] in DRAWN}
+    columns: dict[str, list[float | None]] = {"seconds": [], **{method: [] for method in DRAWN}}
     for (method, _), one in sorted(found.items(), key=lambda pair: _mean(pair[1]["seconds"])):
         columns["seconds"].append(_mean(one["seconds"]))
-        for other in methods:
+        for other in DRAWN:
             columns[other].append(_mean(one["lds"]) if other == method else None)
-    joined = ("stein", "langevin", "laplace", "sgld", "rmsprop")
-    lines = tuple(Line(m, m, style="points" if m in joined else "scatter") for m in methods)
+    known = [method for method in DRAWN if any(value is not None for value in columns[method])]
+    lines = tuple(
+        Line(m, m, style="scatter" if m in ("ekfac", "kronfluence") else "points", role=DRAWN[m])
+        for m in known
+    )
     figure = Figure(name, "", "", columns, "seconds", lines, x_label="seconds", y_label="LDS", log_x=True)
     path.write_text(standalone(to_svg(figure, 720, 340)), encoding="utf-8")
 
