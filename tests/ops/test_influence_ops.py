@@ -143,7 +143,9 @@ def test_stability_of_ranks() -> None:
     truth = random(1, 5, 200)
     assert ops.rank_stability(truth + 0.01 * random(4, 5, 200, seed=1)).min() > 0.99
     assert ops.rank_stability(random(4, 5, 200, seed=2)).abs().max() < 0.4
-    noisy = truth + random(8, 5, 200, seed=3)  # the mean of 8 has 8/9 of its variance from the truth, so has another mean of 8
+    noisy = truth + random(
+        8, 5, 200, seed=3
+    )  # the mean of 8 has 8/9 of its variance from the truth, so has another mean of 8
     assert ops.rank_stability(noisy).mean() == pytest.approx(8 / 9, abs=0.03)
 
 

@@ -51,7 +51,7 @@ def main(
     source = Source(base, train, query, model, device, config)
     out = out or Path("runs/influence") / f"{source.name}-prune"
 
-    from postgrad.influence.prune import choices, prune
+    from postgrad.influence.pruning import choices, prune
 
     with open_run(out, KIND, config, source, argv, overwrite=overwrite, resume=resume) as run:
         problem = source.problem(config)

@@ -54,7 +54,7 @@ class InfluenceConfig(Config):
     """Draws that are kept of each chain; even with stein, which takes them in pairs. None = 4 (stein), 200."""
     max_draws: int = Field(default=0, ge=0)
     """Above `draws`: go on in rounds, each time to twice as many draws, until ess reaches `min_ess` and stability
-    `min_agreement`, up to this many. 0 = `draws` are all."""
+    `min_agreement`, up to this many. 0 = `draws` are all. Not with stein."""
     burn_in: int = Field(default=100, ge=0)
     """Steps before the first draw."""
     thin: int = Field(default=5, ge=1)
@@ -166,7 +166,7 @@ class RetrainConfig(InfluenceConfig):
 class ValidateConfig(RetrainConfig):
     """`postgrad influence validate`."""
 
-    methods: tuple[Method, ...] = Field(default=("laplace", "ekfac", "gradient", "bm25"), min_length=1)
+    methods: tuple[Method, ...] = Field(default=("stein", "ekfac", "gradient", "bm25"), min_length=1)
     """Which are judged, joined by commas."""
     subsets: int = Field(default=50, ge=4)
     """M, random parts of the training examples on which a model is trained."""

@@ -22,7 +22,7 @@ from postgrad.influence.config import PruneConfig, RetrainConfig, ValidateConfig
 from postgrad.influence.examples import make_examples
 from postgrad.influence.mislabeled import areas, signals
 from postgrad.influence.problem import TextProblem, load_problem, losses, require_retrain
-from postgrad.influence.prune import choices, prune
+from postgrad.influence.pruning import choices, prune
 from postgrad.influence.validate import Retrained, ceiling, judge, make_subsets
 
 
