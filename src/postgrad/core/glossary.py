@@ -155,7 +155,7 @@ GLOSSARY: dict[str, str] = {
     "diagnostics/agreement": "Rank correlation with the scores at half the step, median over queries (-1 to 1).",
     "diagnostics/checkpoint_agreement": "Rank correlation of the scores at two checkpoints, mean over pairs, median over queries "
     "(-1 to 1).",
-    "checkpoint/number": "Which of the checkpoints the line belongs to, from 1 on.",
+    "checkpoint/number": "Which of the checkpoints the line belongs to (from 1 on).",
     "time/attribute_s": "Wall time of the whole attribution (s).",
     "nonfinite/count": "Metrics of this line that were NaN or infinite and are written as null (values).",
 }
