@@ -191,7 +191,9 @@ def ours(board: Board, quick: bool) -> Iterator[Row]:
 
 
 def _run(board: Board, method: str, setting: str, **options: Any) -> Row:
-    found = run(board.module, board.train, board.queries, method=method, **board.options, **options)
+    found = run(
+        board.module, board.train, board.queries, method=method, tokens=False, **board.options, **options
+    )
     return _row(board, method, setting, found.scores, found.diagnostics["time/attribute_s"])
 
 
@@ -214,7 +216,7 @@ def dual(board: Board, damping: float) -> Tensor:
     with borrowed(module, chosen) as parameters:
         basis = LayerBasis(find_layers(module, chosen), parameters)
         size = board.options["batch_size"]
-        across, _ = gradient_scores(basis, parameters, board.train, board.queries, size)
+        across = gradient_scores(basis, parameters, board.train, board.queries, size).scores
         gradients = torch.empty(len(board.train), basis.size)
         for batch, found in example_gradients(basis, parameters, board.train, size):
             gradients[batch] = basis.flatten(found)
