@@ -60,14 +60,24 @@ class Source:
         ]
         return [self.base, self.model, self.train, self.query, weights]
 
-    def problem(self, config: RetrainConfig) -> Any:
-        """See `postgrad.influence.problem`. A model that is to be attributed and was not given is trained here."""
-        from postgrad.influence.problem import TextProblem, load_problem, require_retrain
+    def check(self) -> None:
+        """That the models or the function are there, before a run is begun. Raises what `problem` would."""
+        from postgrad.core.models.paths import locate
+        from postgrad.influence.problem import load_problem, require_retrain
 
         if self.is_function:
-            problem = load_problem(self.base)
-            require_retrain(problem)
-            return problem
+            require_retrain(load_problem(self.base))
+            return
+        for path in (self.base, self.model):
+            if path:
+                locate(path, None, trust_remote_code=False)
+
+    def problem(self, config: RetrainConfig) -> Any:
+        """See `postgrad.influence.problem`. A model that is to be attributed and was not given is trained here."""
+        from postgrad.influence.problem import TextProblem, load_problem
+
+        if self.is_function:
+            return load_problem(self.base)
         from postgrad.influence.examples import make_examples
 
         train, query = make_examples(self.train, "training"), make_examples(self.query, "query")
@@ -87,6 +97,7 @@ def open_run(
     resume: bool,
 ) -> Run:
     """A new run with the source's identity, or the one that is to go on."""
+    source.check()
     identity = source.identity()
     if resume:
         run = resume_run(out, kind, config, argv, identity, quiet=True)

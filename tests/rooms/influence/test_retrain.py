@@ -328,6 +328,11 @@ def test_a_problem_from_a_function(tmp_path: Path, capsys: pytest.CaptureFixture
     ):
         assert main(["influence", "validate", *wrong, "--out", str(tmp_path / "other")]) == 2
         assert message in capsys.readouterr().err
+    data = write(tmp_path / "rows.jsonl", ROWS)
+    words = [str(tmp_path / "nowhere"), "--train", data, "--query", data]
+    assert main(["influence", "validate", *words, "--out", str(tmp_path / "other")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()  # the mended command finds it free
 
 
 def test_a_problem_without_retraining_is_refused() -> None:
