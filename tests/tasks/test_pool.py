@@ -229,7 +229,8 @@ def test_a_forgotten_pool_is_cleaned_up() -> None:
 
 
 PARENT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started with SIGINT ignored
 import postgrad.tasks as tasks
 from postgrad.core.types import Prompt
 task = tasks.TaskConfig(name="obey", path="x", reward=sys.argv[1])
