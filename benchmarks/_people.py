@@ -174,7 +174,13 @@ class World:
     """
 
     def __init__(
-        self, folder: Path, seed: int, sizes: Sizes, documents: bool = False, memory: bool = True
+        self,
+        folder: Path,
+        seed: int,
+        sizes: Sizes,
+        documents: bool = False,
+        memory: bool = True,
+        side: int = 64,
     ) -> None:
         self.seed, self.sizes = seed, sizes
         half = sizes.old // 2
@@ -199,12 +205,12 @@ class World:
             training = [*corpus(old), *(text for fact in facts[count:] for text in fact.texts)]
         self.path = folder / f"base-{seed}"
         if not self.path.is_dir():
-            self._make(training, memory)
+            self._make(training, memory, side)
 
-    def _make(self, texts: Sequence[str], memory: bool) -> None:
+    def _make(self, texts: Sequence[str], memory: bool, side: int) -> None:
         model = small_model(self.seed, BIOGRAPHY_WORDS if self.ask else ())
         if memory:
-            attach(model.module, memory_options(self.seed, mode="replace"))
+            attach(model.module, memory_options(self.seed, mode="replace", num_slots=side**2))
         steps, batch_size = self.sizes.steps, self.sizes.batch_size
         train(
             model, texts, HealConfig(steps=steps, batch_size=batch_size, train="all", seed=self.seed, **RATES)

@@ -8,7 +8,7 @@ longer stream; and for sparse once more with steps of two fifths.
 
 For sparse memory finetuning all thousand patches are then rolled back, latest first, and the table is compared bit by bit.
 
-    python benchmarks/memory_stream.py [--quick] [--seeds 3] [--out DIR]
+    python benchmarks/memory_stream.py [--quick] [--seeds 3] [--side 64] [--out DIR]
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="one seed, 40 edits")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--side", type=int, default=64, help="the memory has side² slots")
     parser.add_argument("--out", type=Path, help="keep the models here")
     parser.add_argument("--methods", default=";".join(SETTINGS), help="joined by semicolons")
     options = parser.parse_args()
@@ -100,7 +101,7 @@ def main() -> None:
     exact: list[bool] = []
     with tempfile.TemporaryDirectory() as temporary:
         for seed in seeds:
-            world = World(options.out or Path(temporary), seed, sizes)
+            world = World(options.out or Path(temporary), seed, sizes, side=options.side)
             for method in courses:
                 course, same = run(world, method, every)
                 courses[method].append(course)
@@ -123,6 +124,7 @@ def main() -> None:
         None,
         (min(ours), max(ours)) if ours else (None, None),
         last=last,
+        num_slots=options.side**2,
         rolled_back_exactly=all(exact),
         machine=machine(1),
     )
