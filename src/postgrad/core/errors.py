@@ -6,6 +6,7 @@
     ├── ModelError         a directory that is no model, a tokenizer that cannot be used, ...
     ├── TaskError          an unknown task, a verifier that cannot be loaded
     ├── EngineError        generation cannot go on
+    │   └── ChatError      a model behind a server gave no usable reply
     ├── RunError           a run directory that is used, locked, damaged or full
     ├── TrainingError      the optimisation cannot go on (all samples failed, non-finite loss)
     ├── SamplingError      draws from a posterior that cannot be had, or not be trusted
@@ -43,6 +44,10 @@ class TaskError(PostgradError):
 
 class EngineError(PostgradError):
     """Generation cannot go on."""
+
+
+class ChatError(EngineError):
+    """A model behind a server gave no usable reply, after all tries."""
 
 
 class RunError(PostgradError):
