@@ -1,2 +1,1 @@
-"""Agents that learn from experience by growing their own context: "Agentic Context Engineering" (ACE, arXiv 2510.04618).
-"""
+"""Agents that learn from experience by growing their own context: "Agentic Context Engineering" (ACE, arXiv 2510.04618)."""

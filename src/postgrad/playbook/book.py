@@ -126,7 +126,7 @@ class SetTrust:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """The playbook before this delta gets a name, such as "best"."""
+    """The playbook after this delta gets a name, such as "best"."""
 
     name: str
     score: float | None = None
@@ -315,7 +315,7 @@ class _State:
 
     def mark(self, operation: Mark, delta: Delta) -> None:
         del delta
-        self.marks[operation.name] = (self.version - 1, operation.score)
+        self.marks[operation.name] = (self.version, operation.score)
 
     def rollback(self, operation: Rollback, delta: Delta) -> None:
         del delta

@@ -1,0 +1,338 @@
+"""How one sample is studied: answer, reflect, answer again, curate. Nothing here changes a playbook."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from postgrad.core.data import plain_text
+from postgrad.core.errors import ChatError
+from postgrad.core.types import Message, Prompt
+from postgrad.engines.chat import Account, Call, Chat, Ledger, Metered, Prices, ask
+from postgrad.engines.chat.structured import visible
+from postgrad.playbook.book import Bullet, Playbook
+from postgrad.playbook.config import ROLES, LearnConfig
+from postgrad.playbook.roles import (
+    Curation,
+    GeneratorReply,
+    Reflection,
+    RequestedOperation,
+    cited_ids,
+    curator_messages,
+    generator_messages,
+    instructions,
+    reflection_text,
+    reflector_messages,
+)
+from postgrad.playbook.view import line
+
+if TYPE_CHECKING:
+    from postgrad.playbook.traces import Trace
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What is known of an answer.
+
+    Attributes:
+        score: None = it could not be judged.
+        text: what the environment said.
+    """
+
+    score: float | None
+    text: str = ""
+
+
+Score = Callable[[Prompt, str], Awaitable[Feedback]]
+Agent = Callable[[str, str, Callable[[Sequence[Message]], str]], Any]
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Who plays the three roles, and at what prices."""
+
+    generator: Chat
+    reflector: Chat
+    curator: Chat
+    prices: Mapping[str, Prices] = field(default_factory=dict[str, Prices])
+
+    async def close(self) -> None:
+        """Closes each chat once."""
+        for chat in {id(chat): chat for chat in (self.generator, self.reflector, self.curator)}.values():
+            await chat.close()
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One sample, and the playbook that it starts from.
+
+    Attributes:
+        number: of the sample, from 0.
+        key: for its calls.
+        prompt: the task.
+        book: as it is now for this sample.
+        text: the playbook in the prompt.
+        shown: ids in that text.
+        tokens: of that text.
+        retrieved: bullets that were chosen by the question.
+        pairs: ids that look alike, for the Curator.
+        trace: work that was done elsewhere, instead of an answer of the Generator.
+    """
+
+    number: int
+    key: str
+    prompt: Prompt
+    book: Playbook
+    text: str
+    shown: frozenset[str]
+    tokens: int
+    retrieved: tuple[Bullet, ...] = ()
+    pairs: tuple[tuple[str, str], ...] = ()
+    trace: Trace | None = None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One answer.
+
+    Attributes:
+        answer: as it is judged.
+        trace: all that was written.
+        used: ids of bullets that it says it used.
+        feedback: its judgement.
+        passed: whether it is right; what could not be judged is not.
+    """
+
+    answer: str
+    trace: str
+    used: tuple[str, ...]
+    feedback: Feedback
+    passed: bool
+
+
+@dataclass
+class Study:
+    """What became of a sample.
+
+    Attributes:
+        attempts: in order; the first one counts for accuracy.
+        reflections: what was found, as text.
+        tags: id → the last judgement of it.
+        requested: operations that the Curator asks for.
+        problems: replies that could not be used, and why.
+        failure: a call that gave no reply ended it.
+        account: calls, tokens, seconds and cost, by role.
+    """
+
+    attempts: list[Attempt] = field(default_factory=list[Attempt])
+    reflections: list[str] = field(default_factory=list[str])
+    tags: dict[str, str] = field(default_factory=dict[str, str])
+    requested: list[RequestedOperation] = field(default_factory=list[RequestedOperation])
+    problems: list[str] = field(default_factory=list[str])
+    failure: str | None = None
+    account: dict[str, Account] = field(default_factory=dict[str, Account])
+
+
+class Studying:
+    """Works on samples.
+
+    Args:
+        roles: who answers, reflects and curates.
+        score: judges answers.
+        config: how.
+        told: instructions by role, where they are not the default ones.
+        agent: works on tasks in place of the Generator's one call.
+    """
+
+    def __init__(
+        self,
+        roles: Roles,
+        score: Score,
+        config: LearnConfig,
+        told: Mapping[str, str] | None = None,
+        agent: Agent | None = None,
+    ) -> None:
+        self._roles, self._score, self._config, self._agent = roles, score, config, agent
+        generator = "generator" if config.reply == "json" else "generator_text"
+        self._told = {
+            "generator": instructions(generator),
+            "reflector": instructions("reflector"),
+            "curator": instructions("curator"),
+            **(told or {}),
+        }
+
+    def count_tokens(self, text: str) -> int:
+        """As the Generator's model reads it."""
+        return self._roles.generator.count_tokens(text)
+
+    async def study(self, sample: Assignment) -> Study:
+        """All calls for one sample; what fails is in the result."""
+        study, ledger = Study(), Ledger(self._roles.prices)
+        try:
+            await self._work(sample, study, ledger)
+        except ChatError as error:
+            study.failure = str(error)
+        study.account = dict(ledger.accounts)
+        return study
+
+    async def answer(self, sample: Assignment) -> tuple[Attempt | None, Account, str]:
+        """Only the first answer, for evaluation; (None, …, why) where there was no reply."""
+        study, ledger = Study(), Ledger(self._roles.prices)
+        try:
+            attempt: Attempt | None = await self._attempt(sample, study, ledger, "answer")
+        except ChatError as error:
+            attempt, study.failure = None, str(error)
+        return attempt, ledger.total(), study.failure or ""
+
+    async def _work(self, sample: Assignment, study: Study, ledger: Ledger) -> None:
+        if sample.trace is None:
+            attempt = await self._attempt(sample, study, ledger, "generate/0")
+        else:
+            attempt = self._from_trace(sample, sample.trace)
+        study.attempts.append(attempt)
+        reflection: Reflection | None = None
+        rounds = 1 if attempt.passed or sample.trace else self._config.reflection_rounds
+        for number in range(1, rounds + 1):
+            found = await self._reflect(sample, study, ledger, attempt, number)
+            reflection = found or reflection
+            if found is None or attempt.passed or sample.trace:
+                break
+            attempt = await self._attempt(
+                sample, study, ledger, f"generate/{number}", study.reflections[-1], attempt.answer
+            )
+            study.attempts.append(attempt)
+            if attempt.passed:
+                break
+        if reflection is not None:
+            await self._curate(sample, study, ledger)
+
+    async def _attempt(
+        self,
+        sample: Assignment,
+        study: Study,
+        ledger: Ledger,
+        name: str,
+        reflection: str = "",
+        earlier_answer: str = "",
+    ) -> Attempt:
+        chat, key = Metered(self._roles.generator, ledger), f"{sample.key}/{name}"
+        question = plain_text(sample.prompt).removesuffix("\n")
+        retrieved = "\n".join(map(line, sample.retrieved))
+        known = [*sample.shown, *(bullet.id for bullet in sample.retrieved)]
+        if self._agent is not None:
+            return await self._with_agent(sample, chat, key, question, retrieved, reflection, known)
+        messages = generator_messages(
+            self._told["generator"],
+            sample.text,
+            question,
+            retrieved=retrieved,
+            reflection=reflection,
+            earlier_answer=earlier_answer,
+        )
+        call = Call(key, "generator", messages)
+        if self._config.reply == "text":
+            trace = (await chat.complete(call)).text
+            answer, used = visible(trace).strip(), cited_ids(trace, known)
+        else:
+            got = await ask(chat, call, GeneratorReply, self._config.repairs)
+            study.problems += [f"generator: {problem}" for problem in got.problems]
+            trace = got.replies[-1].text
+            answer = got.value.final_answer if got.value else ""
+            cited = set(got.value.bullet_ids if got.value else ()) | set(cited_ids(trace, known))
+            used = [id for id in known if id in cited]
+        return await self._judged(sample.prompt, answer, trace, used)
+
+    async def _with_agent(
+        self,
+        sample: Assignment,
+        chat: Chat,
+        key: str,
+        question: str,
+        retrieved: str,
+        reflection: str,
+        known: Sequence[str],
+    ) -> Attempt:
+        assert self._agent is not None
+        loop, numbers = asyncio.get_running_loop(), iter(range(10**9))
+
+        def ask_model(messages: Sequence[Message]) -> str:
+            call = Call(f"{key}/{next(numbers)}", "generator", tuple(messages))
+            return asyncio.run_coroutine_threadsafe(chat.complete(call), loop).result().text
+
+        parts = [sample.text, retrieved, reflection and f"Found about an earlier answer:\n{reflection}"]
+        context = "\n\n".join(part for part in parts if part)
+        found = await asyncio.to_thread(self._agent, question, context, ask_model)
+        result = dict(found) if isinstance(found, Mapping) else {"answer": str(found)}
+        answer = str(result.get("answer", ""))
+        trace = str(result.get("trace", answer))
+        used = cited_ids(trace, known)
+        if "score" in result:
+            score = result["score"]
+            feedback = Feedback(None if score is None else float(score), str(result.get("feedback", "")))
+            return Attempt(answer, trace, tuple(used), feedback, self._passes(feedback))
+        return await self._judged(sample.prompt, answer, trace, used)
+
+    async def _judged(self, prompt: Prompt, answer: str, trace: str, used: Sequence[str]) -> Attempt:
+        feedback = await self._score(prompt, answer)
+        return Attempt(answer, trace, tuple(used), feedback, self._passes(feedback))
+
+    def _passes(self, feedback: Feedback) -> bool:
+        return feedback.score is not None and feedback.score >= self._config.pass_score
+
+    def _from_trace(self, sample: Assignment, trace: Trace) -> Attempt:
+        feedback = Feedback(trace.score, trace.feedback)
+        used = cited_ids(trace.messages, sample.book.bullets)
+        return Attempt(trace.answer, trace.messages, tuple(used), feedback, self._passes(feedback))
+
+    async def _reflect(
+        self, sample: Assignment, study: Study, ledger: Ledger, attempt: Attempt, number: int
+    ) -> Reflection | None:
+        judged = attempt.feedback.score is not None
+        messages = reflector_messages(
+            self._told["reflector"],
+            plain_text(sample.prompt).removesuffix("\n"),
+            attempt.trace,
+            attempt.answer,
+            {id: line(sample.book.bullets[id]) for id in attempt.used if id in sample.book.bullets},
+            truth=sample.prompt.answer if self._config.labels else None,
+            feedback=attempt.feedback.text,
+            correct=attempt.passed if judged or sample.trace is None else None,
+            earlier=study.reflections[-1] if study.reflections else "",
+        )
+        call = Call(f"{sample.key}/reflect/{number}", "reflector", messages)
+        got = await ask(Metered(self._roles.reflector, ledger), call, Reflection, self._config.repairs)
+        study.problems += [f"reflector: {problem}" for problem in got.problems]
+        if got.value is not None:
+            study.reflections.append(reflection_text(got.value))
+            study.tags.update((tag.id, tag.tag) for tag in got.value.bullet_tags)
+        return got.value
+
+    async def _curate(self, sample: Assignment, study: Study, ledger: Ledger) -> None:
+        held = [line(b) for b in sample.book.bullets.values() if b.trust == "quarantined"]
+        messages = curator_messages(
+            self._told["curator"],
+            sample.text,
+            plain_text(sample.prompt).removesuffix("\n"),
+            study.reflections[-1],
+            tokens=sample.tokens,
+            budget_tokens=self._config.budget_tokens,
+            similar=[
+                (line(sample.book.bullets[a]), line(sample.book.bullets[b]))
+                for a, b in sample.pairs
+                if a in sample.book.bullets and b in sample.book.bullets
+            ],
+            quarantined=held[-20:],
+            context=self._config.about,
+        )
+        call = Call(f"{sample.key}/curate", "curator", messages)
+        got = await ask(Metered(self._roles.curator, ledger), call, Curation, self._config.repairs)
+        study.problems += [f"curator: {problem}" for problem in got.problems]
+        if got.value is not None:
+            study.requested = got.value.operations
+
+
+def prices_of(config: LearnConfig) -> dict[str, Prices]:
+    """By role."""
+    return {name: Prices.of(config.role(name)) for name in ROLES}
