@@ -14,12 +14,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.engines.chat.server import Answer, ChatServer, Fault, Script
 
 from postgrad.core.config import resolve
 from postgrad.core.errors import ChatError, ConfigError, MissingExtraError, ModelError
 from postgrad.core.models.phrases import build_tokenizer
 from postgrad.engines.chat import Call, ChatConfig, EndpointChat, Reply, make_chat
-from tests.engines.chat.server import Answer, ChatServer, Fault, Script
 
 pytest.importorskip("openai")
 
@@ -266,7 +266,7 @@ def test_a_chosen_format_is_kept_and_its_refusal_told() -> None:
 
 # -- contexts ------------------------------------------------------------------------------------------------------
 
-WORDS = "paginate until the last page and never trust the first total ".split()
+WORDS = ["paginate", "until", "the", "last", "page", "and", "never", "trust", "the", "first", "total"]
 
 
 def prompt(num_words: int, seed: int = 0) -> str:
@@ -392,9 +392,10 @@ def test_ctrl_c_ends_a_program_that_waits() -> None:
             import asyncio, signal
             from postgrad.engines.chat import Call, ChatConfig, EndpointChat
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            messages = ({{"role": "user", "content": "Hi"}},)
             async def main():
                 chat = EndpointChat(ChatConfig(base_url={server.url!r}, model="m"))
-                await asyncio.gather(*(chat.complete(Call(str(n), "r", ({{"role": "user", "content": "Hi"}},))) for n in range(3)))
+                await asyncio.gather(*(chat.complete(Call(str(n), "r", messages)) for n in range(3)))
             asyncio.run(main())
         """
         program = subprocess.Popen(
