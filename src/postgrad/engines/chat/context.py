@@ -86,6 +86,4 @@ def _stuck(pairs: list[tuple[int, int]], read: int) -> str | None:
         return None
     if any(reported > read for _, reported in pairs):
         return None
-    return (
-        f"the server reports {read} prompt tokens for each of {len(same)} prompts of about {min(same)} to {max(same)} tokens"
-    )
+    return f"the server reports {read} prompt tokens for each of {len(same)} prompts of about {min(same)} to {max(same)} tokens"

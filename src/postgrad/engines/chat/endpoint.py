@@ -8,6 +8,7 @@ import importlib
 import os
 import re
 import time
+from dataclasses import replace
 from typing import Any
 
 from postgrad.core.errors import ChatError, ConfigError, MissingExtraError
@@ -88,10 +89,12 @@ class EndpointChat:
                 async with asyncio.timeout(self._limit_s):
                     text = await self._ask(client, call, own)
             except TimeoutError:
-                raise self._error(f"gave no reply to {call.key!r} within {self._limit_s:g} s, all tries together") from None
-        reply = wire.parse(self._hide(text, _MIN_SECRET_CHARACTERS), time.monotonic() - begun)
+                raise self._error(
+                    f"gave no reply to {call.key!r} within {self._limit_s:g} s, all tries together"
+                ) from None
+        reply = wire.parse(text, time.monotonic() - begun)
         self._check_context(call, own, reply)
-        return reply
+        return replace(reply, text=self._hide(reply.text, _MIN_SECRET_CHARACTERS))
 
     async def close(self) -> None:
         """Close the connections; a later call opens new ones."""
@@ -128,14 +131,15 @@ class EndpointChat:
         """The text of a usable answer; broken ones use up tries like the client's own failures."""
         left = self._config.retries
         level = self._level
+        raw: Any = None
         while True:
             try:
                 raw = await client.with_options(max_retries=left).chat.completions.with_raw_response.create(
                     **self._request(call, _LEVELS[level])
                 )
-                wire.parse(raw.text, 0.0)
+                wire.parse(self._hide(raw.text), 0.0)
             except wire.BrokenReplyError as error:
-                left -= 1 + int(getattr(raw, "retries_taken", 0) or 0)  # pyright: ignore[reportPossiblyUnbound]
+                left -= 1 + int(getattr(raw, "retries_taken", 0) or 0)
                 if left < 0:
                     raise self._error(f"cannot be used: {error}") from None
                 await asyncio.sleep(_BROKEN_PAUSE_S)
@@ -145,7 +149,9 @@ class EndpointChat:
                 if not self._may_be_format(call, level, error):
                     raise self._explain(call, own, error) from None
                 level += 1
-            except Exception as error:  # lost connections, timeouts, and whatever a broken server provokes in the client
+            except (
+                Exception
+            ) as error:  # lost connections, timeouts, and whatever a broken server provokes in the client
                 raise self._explain(call, own, error) from None
             else:
                 if call.schema is not None:
@@ -154,7 +160,10 @@ class EndpointChat:
 
     def _request(self, call: Call, level: str) -> dict[str, Any]:
         config = self._config
-        messages: list[Message] = list(call.messages)
+        messages: list[Message] = [
+            {"role": message["role"], "content": wire.encodable(message["content"])}
+            for message in call.messages
+        ]
         fields: dict[str, Any] = {"model": config.model}
         if call.schema is not None:
             if level != "json_schema":
@@ -219,7 +228,9 @@ class EndpointChat:
             )
         if isinstance(error, self._openai.APIConnectionError):
             cause = f" ({wire.shown(self._hide(str(error.__cause__)))})" if error.__cause__ else ""
-            return self._error(f"cannot be reached, or hung up{cause}. Is the server running, and base_url right?")
+            return self._error(
+                f"cannot be reached, or hung up{cause}. Is the server running, and base_url right?"
+            )
         if status in (400, 413, 422) and _TOO_LONG.search(said):
             about = "" if self._count.exact else "about "
             return self._error(
@@ -229,7 +240,11 @@ class EndpointChat:
         hint = _HINTS.get(status or 0, "")
         if status in (401, 403):
             where = self._config.api_key_env
-            hint = f" Check the key in {where}." if where else " It wants a key: name its variable in api_key_env."
+            hint = (
+                f" Check the key in {where}."
+                if where
+                else " It wants a key: name its variable in api_key_env."
+            )
         return self._error(f"refused {call.key!r}: {said}.{hint}")
 
     def _hide(self, text: str, min_characters: int = 1) -> str:

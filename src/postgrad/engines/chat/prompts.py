@@ -27,7 +27,9 @@ def with_schema(messages: Sequence[Message], schema: Mapping[str, Any]) -> list[
 def response_format(schema: Mapping[str, Any], kind: str) -> dict[str, Any] | None:
     """The field `response_format` of a request; None for kind `text`."""
     if kind == "json_schema":
-        title = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "_" for c in str(schema.get("title", "")))
+        title = "".join(
+            c if c.isascii() and (c.isalnum() or c in "_-") else "_" for c in str(schema.get("title", ""))
+        )
         described: dict[str, Any] = {"name": title[:64] or "reply", "schema": dict(schema)}
         if is_strict(schema):
             described["strict"] = True
@@ -46,7 +48,9 @@ def is_strict(schema: Any) -> bool:
     if isinstance(schema, Mapping):
         if schema.get("type") == "object" or "properties" in schema:
             properties = schema.get("properties", {})
-            if schema.get("additionalProperties") is not False or set(properties) != set(schema.get("required", ())):
+            if schema.get("additionalProperties") is not False or set(properties) != set(
+                schema.get("required", ())
+            ):
                 return False
             rest = {key: part for key, part in schema.items() if key != "properties"}
             return all(map(is_strict, properties.values())) and all(map(is_strict, rest.values()))

@@ -57,9 +57,7 @@ def _stream_type(library: str) -> Any:
                     async with asyncio.timeout(max(0.0, self._deadline - time.monotonic())):
                         chunk = await anext(chunks, None)
                 except TimeoutError:
-                    raise http.ReadTimeout(
-                        "the reply did not end in time", request=self._request
-                    ) from None
+                    raise http.ReadTimeout("the reply did not end in time", request=self._request) from None
                 if chunk is None:
                     return
                 size += len(chunk)
@@ -135,7 +133,16 @@ def _finish(value: Any) -> FinishReason:
 
 
 def _content(value: Any) -> str:
-    """Text, or the text parts of a list of parts; lone surrogates, which no file can hold, become question marks."""
+    """Text, or the text parts of a list of parts."""
     if isinstance(value, list):
         value = "".join(part for item in value if isinstance(part := _get(item, "text"), str))
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
+    return encodable(value) if isinstance(value, str) else ""
+
+
+def encodable(text: str) -> str:
+    """The text with question marks for lone surrogates, which UTF-8 cannot hold.
+
+    >>> encodable("a\\ud800")
+    'a?'
+    """
+    return text.encode("utf-8", "replace").decode()
