@@ -38,6 +38,8 @@ allow, permit | forbid, deny, prohibit, disallow
 accept, approve | reject, decline
 add, plus, sum | subtract, minus, difference | multiply, multiplied, product | divide, divided, ratio, quotient
 insert | delete
+add | remove
+keep, retain | drop, discard, remove
 append | prepend
 push, enqueue | pop, dequeue
 open | close
@@ -211,7 +213,7 @@ _BARE_UNITS = frozenset(
 """Units that are read as such without a number before them; the others are too often something else."""
 
 _QUOTES = str.maketrans(
-    {"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "−": "-", "×": "*", "÷": "/", "⋅": "*", "≤": "<=", "≥": ">=", "≠": "!="}
+    {"‘": "'", "’": "'", "“": '"', "”": '"', "‐": "-", "‑": "-", "–": "-", "—": "-", "−": "-", "×": "*", "÷": "/", "⋅": "*", "≤": "<=", "≥": ">=", "≠": "!="}
 )  # fmt: skip
 _SUPERSCRIPTS = re.compile("[⁰¹²³⁴-⁹⁺⁻⁼⁽⁾ⁿ]+")
 _FRACTIONS = re.compile("(?<=\\d)(?=[¼-¾⅐-⅞])")
@@ -224,16 +226,22 @@ _CODE = re.compile(
     | (?<![\w-])--?[A-Za-z][\w-]*(?==|\b)                           # a flag
     | (?<![\w/.])~?(?:/[\w.{}<>*-]+){1,}/?                          # a path
     | (?<![\w/.])(?:[\w.-]+/){2,}[\w.-]+
-    | \b[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+(?:\(\))?                    # a dotted name
-    | \b[A-Za-z]\w*_\w+(?:\(\))?|\b_\w+                             # snake_case, CONSTANTS
-    | \b[a-z]+\d*[A-Z]\w*(?:\(\))?                                  # camelCase
-    | \b(?:[A-Z][a-z0-9]+){2,}(?:\(\))?                             # PascalCase
-    | \b[A-Za-z]\w*\(\)
+    | \b(?=\w*?(?:_|[a-z\d][A-Z]|\w\.[A-Za-z_]|\w\(\)))(?:
+          [A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+(?:\(\))?                  # a dotted name
+        | [A-Za-z]\w*_\w+(?:\(\))?|_\w+                             # snake_case, CONSTANTS
+        | [a-z]+\d*[A-Z]\w*(?:\(\))?                                # camelCase
+        | (?:[A-Z][a-z0-9]+){2,}(?:\(\))?                           # PascalCase
+        | [A-Za-z]\w*\(\)
+      )
     | (?<![\w$])\$?[A-Z]{1,3}\$?\d+(?::\$?[A-Z]{1,3}\$?\d+)?\b      # a cell, a range of cells
     | \bv\d+(?:\.\d+)*\b | \b\d+(?:\.\d+){2,}\b                     # a version
     """,
     re.VERBOSE,
 )
+_MAYBE_CODE = re.compile(r"[`\"'_/\d]|\.\w|(?:^|\s)-|[a-z][A-Z]|\(\)|[A-Z][a-z\d]+[A-Z]")
+"""Without any of these there is no code; ten times faster than `_CODE`."""
+_MARKER = re.compile(r"^(?:[-*•·]\s+|\d{1,2}[.)]\s+(?=\D))+")
+_ENDS = (" ", ".", ",", ";", ":", "!")
 _DATES = re.compile(r"\b\d{4}-\d{1,2}(?:-\d{1,2})?\b|\b\d{1,2}/\d{1,2}/\d{2,4}\b|\b\d{1,2}:\d{2}(?::\d{2})?\b")
 _NUMERALS = re.compile(
     r"(?<![\w.])(?P<sign>(?<![\w)\]])-)?(?P<body>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?(?:e[+-]?\d+)?|\.\d+)(?P<tail>[a-zµ°%]*)",
@@ -259,13 +267,17 @@ def normalise(text: str) -> str:
     (False, False)
     """
     text = _plain(text)
-    text = re.sub(r"^(?:[-*•·]\s+|\d{1,2}[.)]\s+(?=\D))+", "", text.strip())
-    pieces, end = [], 0
-    for span in _CODE.finditer(text):
-        pieces += [text[end : span.start()].casefold(), span.group()]
-        end = span.end()
-    text = " ".join("".join([*pieces, text[end:].casefold()]).split())
-    while (bare := re.sub(r"(?:[\s.,;:]|(?<=[^\W\d_]{2})!)+$", "", text)) != text:
+    text = _MARKER.sub("", text.strip())
+    if _MAYBE_CODE.search(text) is None:
+        text = text.casefold()
+    else:
+        pieces, end = [], 0
+        for span in _CODE.finditer(text):
+            pieces += [text[end : span.start()].casefold(), span.group()]
+            end = span.end()
+        text = "".join([*pieces, text[end:].casefold()])
+    text = " ".join(text.split())
+    while text.endswith(_ENDS) and (bare := re.sub(r"(?:[\s.,;:]|(?<=[^\W\d_]{2})!+)+$", "", text)) != text:
         text = bare
     return text
 
@@ -371,6 +383,7 @@ _PHRASES = [
     for pattern, word in (
         (r"\binstead of\b", "insteadof"),
         (r"\brather than\b", "ratherthan"),
+        (r"\b(?:all|every|everything|everyone|any|nothing) but\b", "except"),
         (r"\bat least\b", "atleast"),
         (r"\bat most\b", "atmost"),
         (r"\b(turn|switch)(?:ed|es|s|ing)? (on|off)\b", r"\1\2"),
@@ -384,9 +397,14 @@ _PHRASES = [
 ]
 
 
+_ANY_PHRASE = re.compile("|".join(f"(?:{pattern.pattern})" for pattern, _ in _PHRASES))
+
+
 def _phrases(prose: str) -> list[str]:
-    for pattern, word in _PHRASES:
-        prose = pattern.sub(word, prose)
+    """Words and signs, a phrase being one word."""
+    if _ANY_PHRASE.search(prose):
+        for pattern, word in _PHRASES:
+            prose = pattern.sub(word, prose)
     return _WORDS.findall(prose)
 
 
@@ -473,6 +491,9 @@ _EMPHASIS = frozenset(
 )
 
 
+_METHODS = frozenset("GET HEAD POST PUT PATCH DELETE OPTIONS".split())
+
+
 def _read_names(prose: str) -> frozenset[str]:
     """Acronyms, and capitalised words that do not begin a sentence; nothing where a whole text is written in capitals."""
     letters = [c for c in prose if c.isalpha()]
@@ -484,6 +505,8 @@ def _read_names(prose: str) -> frozenset[str]:
     found = set()
     for before, word in zip([".", *tokens], tokens, strict=False):
         low = word.lower()
+        if word in _METHODS:
+            found.add(low)
         if low in _EMPHASIS or low in NEGATIONS or low in _POLES or low in EXCLUSIVES or low in _NUMBERS:
             continue
         if len(word) > 1 and word.rstrip("s").isupper() and word[0].isalpha() and len(word.rstrip("s")) > 1:
@@ -537,7 +560,16 @@ def _code(a: Facts, b: Facts) -> str | None:
 
 
 def _mentions(text: str, name: str) -> bool:
-    return re.search(rf"(?<![\w.$/-]){re.escape(name)}(?![\w/$-]|\.\w)", text) is not None
+    """Whether `name` stands there by itself, not inside a longer identifier or path."""
+    place = text.find(name)
+    while place >= 0:
+        before, after = text[place - 1 : place], text[place + len(name) : place + len(name) + 2]
+        inside = before and (before.isalnum() or before in "_.$/-")
+        goes_on = after and (after[0].isalnum() or after[0] in "_/$-" or (after[0] == "." and after[1:].isalnum()))
+        if not inside and not goes_on:
+            return True
+        place = text.find(name, place + 1)
+    return False
 
 
 def _prefixes(a: Facts, b: Facts) -> str | None:
@@ -557,7 +589,9 @@ def _and_or(a: Facts, b: Facts) -> str | None:
     return None
 
 
-_FILLER = frozenset("the a an it its this that be are was were of for in on at with as your you".split())
+_FILLER = frozenset(
+    "the a an it its they them their this that these those be are was were of for in on at with as your you".split()
+)
 
 
 def _swapped(a: Facts, b: Facts) -> str | None:
@@ -583,4 +617,5 @@ def _sides(side: Facts, word: str) -> tuple[set[str], set[str]]:
     keep = lambda part: {w for w in part if w not in _FILLER and w not in _SIDED}  # noqa: E731
     near_left = [w for w in left if w not in _FILLER]
     near_left = near_left[:_REACH] if place <= 1 and "," in lowered else near_left[-_REACH:]
-    return keep(near_left), keep([w for w in right if w not in _FILLER][:_REACH])
+    near_right = [w for w in right if w not in _FILLER][:_REACH]
+    return keep(near_left) - keep(near_right), keep(near_right) - keep(near_left)
