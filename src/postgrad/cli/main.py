@@ -217,7 +217,7 @@ def _flags(command: click.Command) -> list[str]:
 
 def _recipe_and_overrides(words: Sequence[str], flags: Sequence[str]) -> tuple[Path | None, dict[str, Any]]:
     name, rest = split_words(words)
-    overrides = check_overrides(rest, flags)
+    overrides = check_overrides(rest, flags, "postgrad.rl.config:RLConfig")
     return (None if name is None else find_recipe(name)), overrides
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -37,8 +38,13 @@ def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
     return recipe, rest
 
 
-def check_overrides(words: Sequence[str], flags: Sequence[str]) -> dict[str, Any]:
+def check_overrides(words: Sequence[str], flags: Sequence[str], config: str) -> dict[str, Any]:
     """Words as overrides; one that is a misspelt flag, or a whole section, is refused with a hint.
+
+    Args:
+        words: of the command line.
+        flags: the command's own options.
+        config: whose keys are overridden, such as "postgrad.rl.config:RLConfig".
 
     Raises:
         ConfigError: naming the word and what was probably meant.
@@ -48,13 +54,13 @@ def check_overrides(words: Sequence[str], flags: Sequence[str]) -> dict[str, Any
     if not words:
         return {}
     from postgrad.core.config import walk_fields
-    from postgrad.rl.config import RLConfig
 
+    config_type = load_config(config)
     overrides = parse_overrides(words)
-    leaves = [path for path, _ in walk_fields(RLConfig)]
+    leaves = [path for path, _ in walk_fields(config_type)]
     for key in overrides:
         dashed = key.replace("_", "-")
-        if key.split(".")[0] in RLConfig.model_fields:
+        if key.split(".")[0] in config_type.model_fields:
             inside = [f"--{leaf}" for leaf in leaves if leaf.startswith(f"{key}.")]
             if inside:
                 shown = ", ".join(inside[:6]) + (", … (see --help-config)" if len(inside) > 6 else "")
@@ -72,13 +78,18 @@ def check_overrides(words: Sequence[str], flags: Sequence[str]) -> dict[str, Any
     return overrides
 
 
-def dotted_options() -> dict[str, list[tuple[str, str]]]:
-    """Section → (option with its type, help with its default) of every field of the rl config."""
+def load_config(path: str) -> Any:
+    """The config class that "module:Class" names."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+def dotted_options(config: str) -> dict[str, list[tuple[str, str]]]:
+    """Section → (option with its type, help with its default) of every field of a config."""
     from postgrad.core.config import walk_fields
-    from postgrad.rl.config import RLConfig
 
     sections: dict[str, list[tuple[str, str]]] = {}
-    for path, info in walk_fields(RLConfig):
+    for path, info in walk_fields(load_config(config)):
         section, dot, _ = path.rpartition(".")
         text = " ".join((info.description or "").split())
         default = (

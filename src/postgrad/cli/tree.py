@@ -36,16 +36,31 @@ class HintingGroup(click.Group):
 
 class DottedCommand(click.Command):
     """Takes the dotted options of a config beside its own. They are listed by --help-config, not by --help,
-    because that needs the config classes, whose import takes longer than a help text may."""
+    because that needs the config classes, whose import takes longer than a help text may.
+
+    Args:
+        config: whose options, as "module:Class".
+        example: one of them, for the help.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        config: str = "postgrad.rl.config:RLConfig",
+        example: str = "--optimizer.lr 1e-4",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.config, self.example = config, example
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write all options."""
         super().format_options(ctx, formatter)
         with formatter.section("Recipe options"):
             formatter.write_text(
-                "--SECTION.KEY VALUE, such as --optimizer.lr 1e-4. --help-config lists them all."
+                f"--SECTION.KEY VALUE, such as {self.example}. --help-config lists them all."
             )
-        names = sorted(shipped_recipes())
+        names = sorted(shipped_recipes()) if self.config.startswith("postgrad.rl.") else []
         if names:
             with formatter.section("Shipped recipes"):
                 formatter.write_text(", ".join(names))
@@ -53,7 +68,7 @@ class DottedCommand(click.Command):
     def show_config(self, ctx: click.Context) -> str:
         """Every dotted option with its type, help and default, by section."""
         formatter = ctx.make_formatter()
-        for section, rows in dotted_options().items():
+        for section, rows in dotted_options(self.config).items():
             with formatter.section(section):
                 formatter.write_dl(rows, col_max=34)
         return formatter.getvalue().strip()

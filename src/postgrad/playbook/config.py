@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from postgrad.core.config import Config, deep_merge
+from postgrad.core.config import Config, deep_merge, validate
+from postgrad.core.errors import ConfigError
 from postgrad.engines.chat.config import ChatConfig
 from postgrad.tasks.config import DataConfig
 
@@ -73,8 +74,8 @@ class LearnConfig(Config):
     max_characters: int = Field(default=2000, ge=40)
     """Of one bullet; longer ones are refused."""
     quarantine: Literal["off", "validation", "approve"] = "off"
-    """New bullets are not shown to the Generator before held-out prompts are answered no worse with them (`validation`), or a person
-    approves them (`approve`)."""
+    """New bullets are not shown to the Generator before held-out prompts are answered no worse with them (`validation`), or a
+    person approves them (`approve`)."""
     validation_samples: int = Field(default=50, ge=0)
     """Held-out prompts on which versions are compared (offline); 0 = the last version is kept."""
     validate_every: int = Field(default=0, ge=0)
@@ -87,8 +88,16 @@ class LearnConfig(Config):
     """Of the order of prompts."""
 
     def role(self, name: str) -> ChatConfig:
-        """The language model of a role."""
-        return ChatConfig(**deep_merge(self.chat, getattr(self, name)))
+        """The language model of a role.
+
+        Raises:
+            ConfigError: a key that it does not have, or a value that cannot be.
+        """
+        try:
+            return validate(ChatConfig, deep_merge(self.chat, getattr(self, name)))
+        except ConfigError as error:
+            table = name if getattr(self, name) else "chat"
+            raise ConfigError(f"{table}: {error}") from None
 
     @model_validator(mode="after")
     def _usable(self) -> LearnConfig:

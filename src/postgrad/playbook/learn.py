@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from postgrad.core.data import plain_text
 from postgrad.core.errors import ChatError, ConfigError
 from postgrad.core.protocols import Logger
-from postgrad.core.statistics import clustered_rate
+from postgrad.core.statistics import Interval, clustered_rate
 from postgrad.core.types import Prompt
 from postgrad.engines.chat import Account
 from postgrad.playbook.book import (
@@ -36,12 +38,18 @@ from postgrad.playbook.curate import Decision, Refiner, decide, make_room
 from postgrad.playbook.dedup import Index
 from postgrad.playbook.embed import Embedder
 from postgrad.playbook.log import PlaybookLog
-from postgrad.playbook.study import Assignment, Attempt, Studying, Study
-from postgrad.playbook.view import View, advance, line, render, select
+from postgrad.playbook.study import Assignment, Attempt, Study, Studying
+from postgrad.playbook.view import CountTokens, View, advance, line, render, select
 
 if TYPE_CHECKING:
     from postgrad.playbook.traces import Trace
 
+_FULL = 0.9
+"""Share of the budget from which a lazy refinement begins."""
+_RECENT = 50
+_LINE = 4000
+"""Characters; token counts of shorter texts are remembered."""
+_ANY = 1e-6
 BEST = "best"
 """Mark of the version that answered most held-out prompts."""
 
@@ -106,7 +114,7 @@ class State:
         merged: samples that are in the log.
         validated: samples after which a validation is in the log.
         best: accuracy of the best version, or None.
-        records: what the log says of each sample.
+        totals: sums over samples.
     """
 
     refiner: Refiner
@@ -115,7 +123,7 @@ class State:
     merged: int = 0
     validated: set[int] = field(default_factory=set[int])
     best: float | None = None
-    records: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    totals: Totals = field(default_factory=lambda: Totals())
 
 
 class Learning:
@@ -129,6 +137,7 @@ class Learning:
         run: takes metrics and samples.
         embedder: for lines that look alike, and for choosing by the question.
         start: deltas that were there before this session.
+        logged: (step, area) of metrics that the run has already.
     """
 
     def __init__(
@@ -140,10 +149,14 @@ class Learning:
         run: Logger,
         embedder: Embedder,
         start: int = 0,
+        logged: Collection[tuple[int, str]] = (),
     ) -> None:
         self.log, self.work, self.config, self.run = log, work, config, run
-        self._studying, self._embedder, self._start = studying, embedder, start
-        self._count = studying.count_tokens
+        self._studying, self._start, self._logged = studying, start, logged
+        cached = lru_cache(maxsize=65_536)(studying.count_tokens)
+        self._count: CountTokens = lambda text: (
+            cached(text) if len(text) < _LINE else studying.count_tokens(text)
+        )
         self.state = State(Refiner(Index(embedder, config.threshold)))
 
     async def learn(self) -> Playbook:
@@ -157,11 +170,12 @@ class Learning:
             RunError: the disk is full.
         """
         recorded = self.log.deltas[self._start :]
-        done = sum(_is_sample(delta) for delta in recorded)
+        done, total = sum(_is_sample(delta) for delta in recorded), len(self.work.samples)
         gate = asyncio.Semaphore(min(self.config.workers, self.config.window))
-        tasks: dict[int, asyncio.Task[Study]] = {}
-        assignments: dict[int, Assignment] = {}
+        tasks: dict[int, tuple[Assignment, asyncio.Task[Study]]] = {}
         admitted = 0
+        held: list[tuple[Assignment, Study]] = []
+        """Samples that got no reply, not merged before one after them gets one: a server that is out costs no sample."""
 
         async def one(sample: Assignment) -> Study:
             async with gate:
@@ -169,76 +183,99 @@ class Learning:
 
         def admit() -> None:
             nonlocal admitted
-            while admitted < min(len(self.work.samples), self.state.merged + self.config.window):
+            # What is held changes nothing when it is merged, so samples after it start from the same playbook.
+            while admitted < min(total, self.state.merged + len(held) + self.config.window):
                 sample = self._assign(admitted)
                 if admitted >= done:
-                    assignments[admitted] = sample
-                    tasks[admitted] = asyncio.create_task(one(sample))
+                    tasks[admitted] = sample, asyncio.create_task(one(sample))
                 admitted += 1
 
-        self._absorb(self.log.deltas[: self._start])
+        self.begin()
         admit()
         for delta in recorded:
             self._absorb([delta])
             admit()
         try:
             await self._validate_if_due()
-            held: list[tuple[Assignment, Study]] = []
-            while self.state.merged + len(held) < len(self.work.samples):
-                number = self.state.merged + len(held)
-                if number not in tasks:  # the window ends with samples that got no reply
-                    break
-                study = await tasks.pop(number)
-                held.append((assignments.pop(number), study))
-                if study.failure is not None:
-                    if len(held) >= self.config.max_failures:
-                        break
-                    continue
-                for sample, finished in held:
-                    self._merge(sample, finished)
-                    await self._validate_if_due()
-                    admit()
-                held = []
-            if held and (
-                len(held) >= self.config.max_failures
-                or self.state.merged + len(held) < len(self.work.samples)
-            ):
-                raise ChatError(
-                    f"{len(held)} samples in a row got no reply; the last: {held[-1][1].failure}\n"
-                    f"  {self.state.merged} of {len(self.work.samples)} samples are done and kept. Go on with --resume."
-                )
-            for sample, finished in held:
-                self._merge(sample, finished)
-                await self._validate_if_due()
+            for number in range(done, total):
+                sample, task = tasks.pop(number)
+                held.append((sample, await task))
+                if held[-1][1].failure is None or number == total - 1:
+                    while held:
+                        self._merge(*held.pop(0))
+                        await self._validate_if_due()
+                elif len(held) >= self.config.max_failures:
+                    raise ChatError(
+                        f"{len(held)} samples in a row got no reply; the last: {held[-1][1].failure}\n"
+                        f"  {self.state.merged} of {total} samples are done and kept. Go on with --resume."
+                    )
+                admit()
         finally:
-            for task in tasks.values():
+            for _, task in tasks.values():
                 task.cancel()
-            await asyncio.gather(*tasks.values(), return_exceptions=True)
-        return self.log.at(BEST) if BEST in self.log.playbook.marks else self.log.playbook
+            await asyncio.gather(*(task for _, task in tasks.values()), return_exceptions=True)
+        return self.log.at(BEST) if self.state.best is not None else self.log.playbook
+
+    def begin(self) -> None:
+        """Takes in what was there before this session."""
+        self._absorb(self.log.deltas[: self._start])
+
+    def context(self, prompt: Prompt) -> str:
+        """The playbook as the text of a prompt, with what is retrieved for this one at its end."""
+        shown = frozenset(self.state.view.shown or {})
+        return "\n".join([self.state.view.text, *map(line, self._retrieve(prompt, shown))])
+
+    async def take(self, prompt: Prompt, trace: Trace) -> Delta:
+        """Studies one more trace, now."""
+        key = f"trace/{self.state.merged}"
+        self.work = Work([*self.work.samples, (key, prompt, trace)], 1)
+        sample = self._assign(len(self.work.samples) - 1)
+        study = await self._studying.study(sample)
+        if study.failure is not None:
+            raise ChatError(study.failure)
+        self._merge(sample, study)
+        return self.log.deltas[-1]
 
     # -- state ---------------------------------------------------------------------------------------------
 
-    def _absorb(self, deltas: Iterable[Delta]) -> None:
-        """Takes deltas of the log into the state, one by one."""
+    def _absorb(self, deltas: Sequence[Delta]) -> None:
+        """Takes deltas of the log into the state."""
         state = self.state
         for delta in deltas:
             if any(isinstance(operation, Rollback) for operation in delta.operations):
                 state.book = self.log.at(state.book.version + 1)
             else:
                 state.book = fold([delta], state.book)
-            if delta.sample is None:
-                continue
-            if "validation" in delta.sample:
-                state.validated.add(int(delta.sample["validation"]["after"]))
-                if any(isinstance(operation, Mark) for operation in delta.operations):
-                    state.best = float(delta.sample["validation"]["accuracy"])
-            elif state.book.version > self._start:
-                state.merged += 1
-                state.records.append(dict(delta.sample))
         budget = self.config.budget_tokens - self.config.retrieved_tokens
         state.view = advance(state.view, state.book, budget, self._count)
         if self.config.refine != "off" or self.config.retrieved_tokens:
             state.refiner.keep_up(state.book)
+        for delta in deltas if state.book.version > self._start else ():
+            if delta.sample is not None and "validation" in delta.sample:
+                found = delta.sample["validation"]
+                state.validated.add(found["after"])
+                if any(isinstance(operation, Mark) for operation in delta.operations):
+                    state.best = found["accuracy"]
+                row = {f"validation/{key}": value for key, value in found.items() if key != "after"}
+                self._log(found["after"], {**row, "validation/best_accuracy": state.best})
+            elif delta.sample is not None:
+                state.merged += 1
+                state.totals.add(delta.sample)
+                self._log(state.merged, {**state.totals.row(), **self._size()})
+
+    def _log(self, step: int, row: dict[str, Any]) -> None:
+        if (step, next(iter(row)).partition("/")[0]) not in self._logged:
+            self.run.log(step, row)
+
+    def _size(self) -> dict[str, Any]:
+        bullets = self.state.book.bullets.values()
+        return {
+            "playbook/bullets": len(bullets),
+            "playbook/quarantined": sum(bullet.trust == "quarantined" for bullet in bullets),
+            "playbook/retired": len(self.state.book.retired),
+            "playbook/tokens": self._count(self.state.view.text),
+            "playbook/rewrites": self.state.view.num_rewrites,
+        }
 
     def _assign(self, number: int) -> Assignment:
         """A sample, with the playbook as it is now."""
@@ -246,7 +283,7 @@ class Learning:
         key, prompt, trace = self.work.samples[number]
         text = state.view.text
         tokens = self._count(text)
-        full = sum(self._count(line(b) + "\n") for b in state.book.trusted) > 0.9 * config.budget_tokens
+        full = tokens > _FULL * config.budget_tokens
         look = config.refine == "proactive" or (config.refine == "lazy" and full)
         shown = frozenset(state.view.shown or {})
         return Assignment(
@@ -263,17 +300,9 @@ class Learning:
         )
 
     def _retrieve(self, prompt: Prompt, shown: frozenset[str]) -> list[Bullet]:
-        """Bullets that are not shown anyway, nearest to the question first, as many as fit."""
-        if not self.config.retrieved_tokens:
-            return []
-        others = [bullet for bullet in self.state.book.trusted if bullet.id not in shown]
-        index = self.state.refiner.index
-        cosines = dict(index.near(plain_text(prompt), 1e-6, len(index))) if others else {}
-        return select(
-            [bullet for bullet in others if bullet.id in cosines],
-            self.config.retrieved_tokens,
-            self._count,
-            lambda bullet: cosines[bullet.id],
+        tokens, index = self.config.retrieved_tokens, self.state.refiner.index
+        return (
+            retrieve(self.state.book, index, plain_text(prompt), shown, tokens, self._count) if tokens else []
         )
 
     # -- merging -------------------------------------------------------------------------------------------
@@ -295,14 +324,6 @@ class Learning:
         source = f"{sample.prompt.task or 'trace'} {sample.prompt.id}"
         delta = self.log.append(operations, source=source, sample=record, refused=decision.refused)
         self._absorb([delta])
-        self.run.log(step, metrics_row(state.records, state.book, state.view, self._count))
-
-    def log_missing(self, last_step: int) -> None:
-        """Metrics of samples that are in the log and whose row was not written before a kill; call after `learn` absorbed."""
-        for step in range(last_step + 1, self.state.merged + 1):
-            self.run.log(
-                step, metrics_row(self.state.records[:step], self.state.book, self.state.view, self._count)
-            )
 
     # -- validation ----------------------------------------------------------------------------------------
 
@@ -314,7 +335,25 @@ class Learning:
         if not self.work.held_out or not due or after in state.validated:
             return
         quarantine = self.config.quarantine == "validation"
-        rate, account = await self.evaluate(self.work.held_out, f"validate/{after}", quarantined=quarantine)
+        text, shown = state.view.text, frozenset(state.view.shown or {})
+        if quarantine:
+            budget = self.config.budget_tokens - self.config.retrieved_tokens
+            text = render(state.book, budget, self._count, quarantined=True)
+            shown = frozenset(id for id in state.book.bullets if f"[{id}]" in text)
+        samples = [
+            Assignment(
+                number,
+                f"validate/{after}/{number}",
+                prompt,
+                state.book,
+                text,
+                shown,
+                0,
+                tuple(self._retrieve(prompt, shown)),
+            )
+            for number, prompt in enumerate(self.work.held_out)
+        ]
+        rate, account = await accuracy(self._studying, samples, self.config)
         waiting = (
             [b.id for b in state.book.bullets.values() if b.trust == "quarantined"] if quarantine else []
         )
@@ -328,57 +367,44 @@ class Learning:
             better = False
         if better:
             operations.append(Mark(BEST, rate.mean))
-        record = {"validation": {"after": after, "accuracy": rate.mean, "low": rate.low, "high": rate.high}}
+        found = {"after": after, "accuracy": rate.mean, "accuracy_low": rate.low, "accuracy_high": rate.high}
+        record = {"validation": {**found, "cost_usd": account.cost_usd}}
         self._absorb([self.log.append(operations, source="validation", sample=record)])
-        self.run.log(
-            after,
-            {
-                "validation/accuracy": rate.mean,
-                "validation/accuracy_low": rate.low,
-                "validation/accuracy_high": rate.high,
-                "validation/best_accuracy": state.best,
-                "validation/cost_usd": account.cost_usd,
-            },
-        )
 
-    async def evaluate(
-        self, prompts: Sequence[Prompt], key: str, *, quarantined: bool = False, empty: bool = False
-    ) -> tuple[Any, Account]:
-        """Share of prompts that the Generator answers rightly with the playbook as it is.
 
-        A prompt without a reply counts as wrong; if none got one, this is an error.
+def retrieve(
+    book: Playbook, index: Index, question: str, shown: Collection[str], tokens: int, count: CountTokens
+) -> list[Bullet]:
+    """Trusted bullets that are not shown anyway, those nearest to the question, as many as fit, in order.
 
-        Args:
-            prompts: each asked once.
-            key: for the journal of calls.
-            quarantined: show bullets in quarantine too.
-            empty: without the playbook.
+    Args:
+        index: holds the bullets' texts.
+        shown: ids.
+    """
+    others = [bullet for bullet in book.trusted if bullet.id not in shown]
+    cosines = dict(index.near(question, _ANY, len(index))) if others else {}
+    near = [bullet for bullet in others if bullet.id in cosines]
+    return select(near, tokens, count, lambda bullet: cosines[bullet.id])
 
-        Returns:
-            A rate with its interval, and what it cost.
-        """
-        text, shown = self.state.view.text, frozenset(self.state.view.shown or {})
-        if quarantined:
-            budget = self.config.budget_tokens - self.config.retrieved_tokens
-            text = render(self.state.book, budget, self._count, quarantined=True)
-            shown = frozenset(id for id in self.state.book.bullets if f"[{id}]" in text)
-        if empty:
-            text, shown = View().text, frozenset()
-        gate = asyncio.Semaphore(min(self.config.workers, self.config.window))
 
-        async def one(number: int, prompt: Prompt) -> tuple[Attempt | None, Account, str]:
-            retrieved = () if empty else tuple(self._retrieve(prompt, shown))
-            sample = Assignment(
-                number, f"{key}/{number}", prompt, self.state.book, text, shown, self._count(text), retrieved
-            )
-            async with gate:
-                return await self._studying.answer(sample)
+async def accuracy(
+    studying: Studying, samples: Sequence[Assignment], config: LearnConfig
+) -> tuple[Interval, Account]:
+    """Share of samples whose first answer is right, with its 95 % interval, and what it cost.
 
-        found = await asyncio.gather(*(one(number, prompt) for number, prompt in enumerate(prompts)))
-        if found and all(attempt is None for attempt, _, _ in found):
-            raise ChatError(f"No held-out prompt got a reply; the last: {found[-1][2]}")
-        passed = [[bool(attempt and attempt.passed)] for attempt, _, _ in found]
-        return clustered_rate(passed), sum((account for _, account, _ in found), Account())
+    One without a reply counts as wrong. Raises ChatError if none got one.
+    """
+    gate = asyncio.Semaphore(config.workers)
+
+    async def one(sample: Assignment) -> tuple[Attempt | None, Account, str]:
+        async with gate:
+            return await studying.answer(sample)
+
+    found = await asyncio.gather(*map(one, samples))
+    if found and all(attempt is None for attempt, _, _ in found):
+        raise ChatError(f"No prompt got a reply; the last: {found[-1][2]}")
+    passed = [[bool(attempt and attempt.passed)] for attempt, _, _ in found]
+    return clustered_rate(passed), sum((account for _, account, _ in found), Account())
 
 
 def _is_sample(delta: Delta) -> bool:
@@ -435,38 +461,41 @@ def _sample_row(sample: Assignment, study: Study, refused: Sequence[str]) -> dic
     }
 
 
-_RECENT = 50
+class Totals:
+    """Sums over samples, for metrics."""
 
+    def __init__(self) -> None:
+        self.count = self.correct = self.correct_after = self.failed = 0
+        self.recent: deque[bool] = deque(maxlen=_RECENT)
+        self.accounts: dict[str, Account] = dict.fromkeys(ROLES, Account())
+        self.last: Mapping[str, Any] = {}
 
-def metrics_row(records: Sequence[dict[str, Any]], book: Playbook, view: View, count: Any) -> dict[str, Any]:
-    """Metrics after the last of these samples."""
-    now, recent = records[-1], records[-_RECENT:]
-    accounts = {
-        role: sum(
-            (Account(**record["accounts"][role]) for record in records if role in record["accounts"]),
-            Account(),
-        )
-        for role in ROLES
-    }
-    total = sum(accounts.values(), Account())
-    row: dict[str, Any] = {
-        "learn/accuracy": sum(record["correct"] for record in records) / len(records),
-        "learn/accuracy_recent": sum(record["correct"] for record in recent) / len(recent),
-        "learn/accuracy_after": sum(record["correct_after"] for record in records) / len(records),
-        "learn/correct": float(now["correct"]),
-        "learn/failed": sum(record["failed"] for record in records),
-        "learn/calls": sum(now["calls"].values()),
-        "learn/problems": now["problems"],
-        "playbook/bullets": len(book.bullets),
-        "playbook/quarantined": sum(bullet.trust == "quarantined" for bullet in book.bullets.values()),
-        "playbook/retired": len(book.retired),
-        "playbook/tokens": count(view.text),
-        "playbook/rewrites": view.num_rewrites,
-        "cost/usd": total.cost_usd,
-    }
-    for role, account in accounts.items():
-        row[f"cost/{role}_calls"] = account.calls
-        row[f"cost/{role}_prompt_tokens"] = account.prompt_tokens
-        row[f"cost/{role}_cached_tokens"] = account.cached_tokens
-        row[f"cost/{role}_completion_tokens"] = account.completion_tokens
-    return row
+    def add(self, record: Mapping[str, Any]) -> None:
+        """One more sample, as the log has it."""
+        self.count += 1
+        self.correct += record["correct"]
+        self.correct_after += record["correct_after"]
+        self.failed += record["failed"]
+        self.recent.append(record["correct"])
+        for role, account in record["accounts"].items():
+            self.accounts[role] += Account(**account)
+        self.last = record
+
+    def row(self) -> dict[str, Any]:
+        """Metrics after the last sample."""
+        row: dict[str, Any] = {
+            "learn/accuracy": self.correct / self.count,
+            "learn/accuracy_recent": sum(self.recent) / len(self.recent),
+            "learn/accuracy_after": self.correct_after / self.count,
+            "learn/correct": float(self.last["correct"]),
+            "learn/failed": self.failed,
+            "learn/calls": sum(self.last["calls"].values()),
+            "learn/problems": self.last["problems"],
+            "cost/usd": sum(self.accounts.values(), Account()).cost_usd,
+        }
+        for role, account in self.accounts.items():
+            row[f"cost/{role}_calls"] = account.calls
+            row[f"cost/{role}_prompt_tokens"] = account.prompt_tokens
+            row[f"cost/{role}_cached_tokens"] = account.cached_tokens
+            row[f"cost/{role}_completion_tokens"] = account.completion_tokens
+        return row
