@@ -20,6 +20,7 @@ from postgrad.cli.influence import influence
 from postgrad.cli.mara import mara
 from postgrad.cli.memory import memory
 from postgrad.cli.options import check_overrides, split_words
+from postgrad.cli.playbook import playbook
 from postgrad.cli.scaling import scaling
 from postgrad.cli.tree import ARGV_KEY, DottedCommand, HintingGroup, group_settings
 from postgrad.core.errors import PostgradError
@@ -83,6 +84,7 @@ def cli(debug: bool) -> None:
 cli.add_command(influence)
 cli.add_command(mara)
 cli.add_command(memory)
+cli.add_command(playbook)
 cli.add_command(scaling)
 
 
