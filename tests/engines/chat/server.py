@@ -99,6 +99,7 @@ class ChatServer(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each answer waits 40 ms for an acknowledgement
     server: ChatServer  # type: ignore[assignment]
 
     def log_message(self, format: str, *args: Any) -> None:

@@ -13,6 +13,7 @@ from tests.engines.chat.fakes import FakeChat
 from tests.engines.chat.server import Answer, ChatServer
 
 from postgrad.core.errors import ChatError, ConfigError, RunError
+from postgrad.core.runfiles import LineFile
 from postgrad.engines.chat import Call, ChatConfig, Journal, Reply, make_chat
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "string"}}}
@@ -56,18 +57,40 @@ def test_a_recorded_call_is_not_asked_again(tmp_path: Path) -> None:
     )
 
 
-def test_cut_at_every_byte_the_journal_goes_on(tmp_path: Path) -> None:
+def test_cut_at_every_byte_the_journal_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "calls.jsonl"
-    whole = converse(Journal(FakeChat(echo), path), CALLS)
+    calls = CALLS[::2]
+    whole = converse(Journal(FakeChat(echo), path), calls)
     data = path.read_bytes()
     ends = [n + 1 for n, byte in enumerate(data) if byte == 10]
-    for size in range(len(data) + 1):
-        path.write_bytes(data[:size])
-        chat = FakeChat(echo)
-        replies = converse(Journal(chat, path), CALLS)
-        assert len(chat.calls) == sum(end > size for end in ends)
-        assert [replace(reply, replayed=False) for reply in replies] == whole
-        assert sorted(path.read_bytes().splitlines()) == sorted(data.splitlines())
+    monkeypatch.setattr(LineFile, "sync", lambda _: None)  # this test is of what is in the file
+
+    async def run() -> None:
+        for size in range(len(data) + 1):
+            path.write_bytes(data[:size])
+            chat = FakeChat(echo)
+            journal = Journal(chat, path)
+            replies = [await journal.complete(asked) for asked in calls]
+            await journal.close()
+            assert len(chat.calls) == sum(end > size for end in ends)
+            assert [replace(reply, replayed=False) for reply in replies] == whole
+            assert path.read_bytes() == data
+
+    asyncio.run(run())
+
+
+def test_a_reply_is_on_the_disk_before_the_caller_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "calls.jsonl"
+    synced: list[int] = []
+    monkeypatch.setattr(LineFile, "sync", lambda _: synced.append(path.read_bytes().count(b"\n")))
+
+    async def run() -> None:
+        journal = Journal(FakeChat(echo), path)
+        for n, asked in enumerate(CALLS, start=1):
+            await journal.complete(asked)
+            assert synced[-1] == n
+
+    asyncio.run(run())
 
 
 def test_other_words_roles_schemas_and_settings_are_other_calls(tmp_path: Path) -> None:
