@@ -106,7 +106,11 @@ def compare(texts: Sequence[str], rounds: int) -> dict[str, list[float]]:
     index.add_all((str(i), text) for i, text in enumerate(texts))
     rows = index.embedder.embed(texts)
     assert ours(index) == one_dot(rows), "the groups differ"
-    work = {"ours": lambda: ours(index), "authors' loop": lambda: authors(rows), "one dot": lambda: one_dot(rows)}
+    work = {
+        "ours": lambda: ours(index),
+        "authors' loop": lambda: authors(rows),
+        "one dot": lambda: one_dot(rows),
+    }
 
     def once(do: Callable[[], Groups]) -> Callable[[], int]:
         return lambda: 1 if do() is not None else 0
@@ -140,7 +144,9 @@ def whole(texts: Sequence[str], rounds: int, inserts: int = 50) -> dict[str, Any
         index.propose(text)
         index.add(f"new-{i}", text)
         single.append(time.perf_counter() - begun)
-    total, processor, embedding, proposing = (statistics.median(column) for column in zip(*totals, strict=True))
+    total, processor, embedding, proposing = (
+        statistics.median(column) for column in zip(*totals, strict=True)
+    )
     return {
         "total_s": total,
         "total_processor_s": processor,
@@ -213,7 +219,10 @@ def safety(embedder: Embedder, pairs: Sequence[dict[str, str]]) -> dict[str, Any
 
 def show_safety(results: dict[str, dict[str, Any]], pairs: Sequence[dict[str, str]], split: str) -> None:
     """Two tables: at the default threshold and the authors', and the curve."""
-    counts = {name: sum(pair["label"] == name for pair in pairs) for name in ("copy", "paraphrase", "opposite", "different")}
+    counts = {
+        name: sum(pair["label"] == name for pair in pairs)
+        for name in ("copy", "paraphrase", "opposite", "different")
+    }
     shown = ", ".join(f"{number} {name}" for name, number in counts.items())
     rows: list[list[object]] = []
     curve: list[list[object]] = []
@@ -227,7 +236,16 @@ def show_safety(results: dict[str, dict[str, Any]], pairs: Sequence[dict[str, st
         curve += [[f"{name} at {threshold}", *point.values()] for threshold, point in found["curve"].items()]
     print_table(
         f"Labelled pairs, {split} half ({shown}); shares",
-        ["", "opposites alike", "merged by us", "to Curator", "paraphrases alike", "to Curator", "different to C.", "copies"],
+        [
+            "",
+            "opposites alike",
+            "merged by us",
+            "to Curator",
+            "paraphrases alike",
+            "to Curator",
+            "different to C.",
+            "copies",
+        ],
         rows,
     )
     print_table(
@@ -239,7 +257,9 @@ def show_safety(results: dict[str, dict[str, Any]], pairs: Sequence[dict[str, st
 
 def main() -> None:
     """Speed, then safety."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="2 rounds, 1,000 bullets")
     parser.add_argument("--bullets", type=int, help="of the comparison, default 4,000 (quick: 1,000)")
     parser.add_argument("--all", type=int, default=10_000, help="of the whole procedure")
@@ -260,7 +280,9 @@ def main() -> None:
     )
     everything = whole(bullets(options.all), rounds)
     print_table(
-        f"{options.all:,} bullets at {HashedNgrams.threshold:g}, embedding included", ["", ""], [list(x) for x in everything.items()]
+        f"{options.all:,} bullets at {HashedNgrams.threshold:g}, embedding included",
+        ["", ""],
+        [list(x) for x in everything.items()],
     )
     pairs = labelled(options.split)
     results = {embedder.name.split(":")[0]: safety(embedder, pairs) for embedder in embedders()}

@@ -139,7 +139,9 @@ _NUMBERS = {
         "zero one two three four five six seven eight nine ten eleven twelve".split()
     )
 } | {"twice": "2", "thrice": "3", "dozen": "12", "hundred": "100", "thousand": "1000", "million": "1000000"}
-_NOT_COUNTING = frozenset("the this that each every no last next right wrong which any some another correct".split())
+_NOT_COUNTING = frozenset(
+    "the this that each every no last next right wrong which any some another correct".split()
+)
 """Before "one" they make it a pronoun; so does a following of, by, another or at."""
 _UNITS = {
     name: units[0]
@@ -241,7 +243,9 @@ _MAYBE_CODE = re.compile(r"[`\"'_/\d]|\.\w|(?:^|\s)-|[a-z][A-Z]|\(\)|[A-Z][a-z\d
 """Without any of these there is no code; ten times faster than `_CODE`."""
 _MARKER = re.compile(r"^(?:[-*•·]\s+|\d{1,2}[.)]\s+(?=\D))+")
 _ENDS = (" ", ".", ",", ";", ":", "!")
-_DATES = re.compile(r"\b\d{4}-\d{1,2}(?:-\d{1,2})?\b|\b\d{1,2}/\d{1,2}/\d{2,4}\b|\b\d{1,2}:\d{2}(?::\d{2})?\b")
+_DATES = re.compile(
+    r"\b\d{4}-\d{1,2}(?:-\d{1,2})?\b|\b\d{1,2}/\d{1,2}/\d{2,4}\b|\b\d{1,2}:\d{2}(?::\d{2})?\b"
+)
 _NUMERALS = re.compile(
     r"(?<![\w.])(?P<sign>(?<![\w)\]])-)?(?P<body>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?(?:e[+-]?\d+)?|\.\d+)(?P<tail>[a-zµ°%]*)",
     re.IGNORECASE,
@@ -378,7 +382,9 @@ def facts(text: str) -> Facts:
         sum(word in EXCLUSIVES for word in words),
         _poles(words),
         numbers,
-        _read_units(words, rest) if numbers or counted or not vocabulary.isdisjoint(_BARE_UNITS) else frozenset(),
+        _read_units(words, rest)
+        if numbers or counted or not vocabulary.isdisjoint(_BARE_UNITS)
+        else frozenset(),
         frozenset(found.group("spaced") or found.group("tight") for found in _OPERATORS.finditer(prose)),
         _read_names(prose) if _MAYBE_NAME.search(prose) else frozenset(),
         frozenset(filter(None, spans)),
@@ -424,7 +430,17 @@ def _bare(span: str) -> str:
 def _forms(word: str) -> set[str]:
     """A word with its regular endings."""
     stem = word[:-1] if word.endswith(("e", "y")) else word
-    found = {word, word + "s", word + "es", word + "ed", word + "ing", stem + "ing", stem + "ed", stem + "ies", stem + "ied"}
+    found = {
+        word,
+        word + "s",
+        word + "es",
+        word + "ed",
+        word + "ing",
+        stem + "ing",
+        stem + "ed",
+        stem + "ies",
+        stem + "ied",
+    }
     if re.search("[^aeiou][aeiou][bdgmnpt]$", word):
         found |= {word + word[-1] + "ed", word + word[-1] + "ing"}
     return found
@@ -450,7 +466,11 @@ def _poles(words: tuple[str, ...]) -> dict[int, tuple[int, ...]]:
     for i, word in enumerate(words):
         for group, pole in _POLES.get(word, ()):
             before = words[i - 1] if i else ""
-            if group == _TIME_GROUP and word.startswith("second") and (before in ("per", "a", "each", "every") or _is_number(before)):
+            if (
+                group == _TIME_GROUP
+                and word.startswith("second")
+                and (before in ("per", "a", "each", "every") or _is_number(before))
+            ):
                 continue  # a unit
             if pole not in found.setdefault(group, []):
                 found[group].append(pole)
@@ -554,7 +574,8 @@ def _contrasts(a: Facts, b: Facts) -> str | None:
         if a.poles[group] != b.poles[group]:
             lines = CONTRASTS.strip().splitlines()[group].split("|")
             shown = [
-                " then ".join(lines[pole].split(",")[0].strip() for pole in side.poles[group]) for side in (a, b)
+                " then ".join(lines[pole].split(",")[0].strip() for pole in side.poles[group])
+                for side in (a, b)
             ]
             return f"opposites: {shown[0]} against {shown[1]}"
     return None
@@ -573,7 +594,9 @@ def _mentions(text: str, name: str) -> bool:
     while place >= 0:
         before, after = text[place - 1 : place], text[place + len(name) : place + len(name) + 2]
         inside = before and (before.isalnum() or before in "_.$/-")
-        goes_on = after and (after[0].isalnum() or after[0] in "_/$-" or (after[0] == "." and after[1:].isalnum()))
+        goes_on = after and (
+            after[0].isalnum() or after[0] in "_/$-" or (after[0] == "." and after[1:].isalnum())
+        )
         if not inside and not goes_on:
             return True
         place = text.find(name, place + 1)
