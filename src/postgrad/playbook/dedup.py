@@ -179,7 +179,9 @@ class Index:
         A later copy is proposed with the earliest only, and takes no part in further pairs.
         """
         floor = self.threshold if threshold is None else _checked(threshold)
-        groups = sorted((self._in_order(group) for group in self._copies.values()), key=lambda g: self._order[g[0]])
+        groups = sorted(
+            (self._in_order(group) for group in self._copies.values()), key=lambda g: self._order[g[0]]
+        )
         copies = [Proposal(keys[0], key, 1.0, "copy") for keys in groups for key in keys[1:]]
         found = [
             Proposal(first, second, cosine, *_kind(conflict(self._texts[first], self._texts[second])))

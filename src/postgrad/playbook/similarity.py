@@ -126,11 +126,10 @@ EXCLUSIVES = frozenset("only solely exclusively".split())
 PREFIXES = ("un", "in", "im", "ir", "il", "non", "non-", "dis", "de")
 """A word of one text is the other's with one of these before it: valid and invalid, sorted and unsorted."""
 _SIDED = frozenset(
-    """before after then from to into by than over minus instead rather not if when unless until because per against versus
-    and or is = / - < > <= >=""".split()
+    """before after then from to into by than over minus insteadof ratherthan not if when unless until because per against versus
+    / - < > <= >=""".split()
 )
-"""Words and signs whose two sides cannot be swapped ("convert EUR to USD"); "and", "or" and "is" are looked at only next to others."""
-_SYMMETRIC = frozenset("and or is".split())
+"""Words and signs whose two sides cannot be swapped ("convert EUR to USD")."""
 _REACH = 6
 """Words looked at on each side of a word of `_SIDED`."""
 
@@ -140,7 +139,9 @@ _NUMBERS = {
         "zero one two three four five six seven eight nine ten eleven twelve".split()
     )
 } | {"twice": "2", "thrice": "3", "dozen": "12", "hundred": "100", "thousand": "1000", "million": "1000000"}
-_NOT_COUNTING = frozenset("the this that each every no last next right wrong which any some another correct".split())
+_NOT_COUNTING = frozenset(
+    "the this that each every no last next right wrong which any some another correct".split()
+)
 """Before "one" they make it a pronoun; so does a following of, by, another or at."""
 _UNITS = {
     name: units[0]
@@ -242,7 +243,9 @@ _MAYBE_CODE = re.compile(r"[`\"'_/\d]|\.\w|(?:^|\s)-|[a-z][A-Z]|\(\)|[A-Z][a-z\d
 """Without any of these there is no code; ten times faster than `_CODE`."""
 _MARKER = re.compile(r"^(?:[-*•·]\s+|\d{1,2}[.)]\s+(?=\D))+")
 _ENDS = (" ", ".", ",", ";", ":", "!")
-_DATES = re.compile(r"\b\d{4}-\d{1,2}(?:-\d{1,2})?\b|\b\d{1,2}/\d{1,2}/\d{2,4}\b|\b\d{1,2}:\d{2}(?::\d{2})?\b")
+_DATES = re.compile(
+    r"\b\d{4}-\d{1,2}(?:-\d{1,2})?\b|\b\d{1,2}/\d{1,2}/\d{2,4}\b|\b\d{1,2}:\d{2}(?::\d{2})?\b"
+)
 _NUMERALS = re.compile(
     r"(?<![\w.])(?P<sign>(?<![\w)\]])-)?(?P<body>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?(?:e[+-]?\d+)?|\.\d+)(?P<tail>[a-zµ°%]*)",
     re.IGNORECASE,
@@ -259,7 +262,7 @@ def normalise(text: str) -> str:
 
     Case, white space, a list marker before and punctuation after do not count, nor which of several Unicode forms was used
     (NFKC; superscripts are kept apart: x² is not x2). Case does count inside code and quotes: `userId` is not `userid`. A question mark
-    and the sign of a factorial count too.
+    and the sign of a factorial count too. A word that is another one in capitals, such as IT, is taken for a copy.
 
     >>> normalise("  -  Always   Paginate!"), normalise("always paginate")
     ('always paginate', 'always paginate')
@@ -276,6 +279,7 @@ def normalise(text: str) -> str:
             pieces += [text[end : span.start()].casefold(), span.group()]
             end = span.end()
         text = "".join([*pieces, text[end:].casefold()])
+    text = text if text.isascii() else unicodedata.normalize("NFKC", text)  # which folding can undo
     text = " ".join(text.split())
     while text.endswith(_ENDS) and (bare := re.sub(r"(?:[\s.,;:]|(?<=[^\W\d_]{2})!+)+$", "", text)) != text:
         text = bare
@@ -357,24 +361,33 @@ def facts(text: str) -> Facts:
     (1, ('1000.5',), ['$'], ['unit_price'])
     """
     plain = " ".join(_plain(text).split())
-    code = frozenset(filter(None, (_bare(span) for span in _CODE.findall(plain))))
-    prose = _CODE.sub(" ` ", plain)
+    spans: list[str] = []
+
+    def take(found: re.Match[str]) -> str:
+        spans.append(_bare(found.group()))
+        return " ` "
+
+    prose = _CODE.sub(take, plain) if _MAYBE_CODE.search(plain) else plain
     words = tuple(_phrases(prose.lower()))
-    numbers, prose_without = _read_numbers(prose)
+    vocabulary = frozenset(words)
+    counted = any(map(str.isdigit, prose)) or not vocabulary.isdisjoint(_NUMBERS)
+    numbers, rest = _read_numbers(prose) if counted or "-" in prose else ((), prose)
     return Facts(
         plain,
         words,
-        frozenset(words),
+        vocabulary,
         sum(word in NEGATIONS or word.endswith("n't") for word in words)
         + words.count("insteadof")
         + words.count("ratherthan"),
         sum(word in EXCLUSIVES for word in words),
         _poles(words),
         numbers,
-        _read_units(words, prose_without),
+        _read_units(words, rest)
+        if numbers or counted or not vocabulary.isdisjoint(_BARE_UNITS)
+        else frozenset(),
         frozenset(found.group("spaced") or found.group("tight") for found in _OPERATORS.finditer(prose)),
-        _read_names(prose),
-        code,
+        _read_names(prose) if _MAYBE_NAME.search(prose) else frozenset(),
+        frozenset(filter(None, spans)),
     )
 
 
@@ -417,7 +430,17 @@ def _bare(span: str) -> str:
 def _forms(word: str) -> set[str]:
     """A word with its regular endings."""
     stem = word[:-1] if word.endswith(("e", "y")) else word
-    found = {word, word + "s", word + "es", word + "ed", word + "ing", stem + "ing", stem + "ed", stem + "ies", stem + "ied"}
+    found = {
+        word,
+        word + "s",
+        word + "es",
+        word + "ed",
+        word + "ing",
+        stem + "ing",
+        stem + "ed",
+        stem + "ies",
+        stem + "ied",
+    }
     if re.search("[^aeiou][aeiou][bdgmnpt]$", word):
         found |= {word + word[-1] + "ed", word + word[-1] + "ing"}
     return found
@@ -443,7 +466,11 @@ def _poles(words: tuple[str, ...]) -> dict[int, tuple[int, ...]]:
     for i, word in enumerate(words):
         for group, pole in _POLES.get(word, ()):
             before = words[i - 1] if i else ""
-            if group == _TIME_GROUP and word.startswith("second") and (before in ("per", "a", "each", "every") or _is_number(before)):
+            if (
+                group == _TIME_GROUP
+                and word.startswith("second")
+                and (before in ("per", "a", "each", "every") or _is_number(before))
+            ):
                 continue  # a unit
             if pole not in found.setdefault(group, []):
                 found[group].append(pole)
@@ -491,6 +518,7 @@ _EMPHASIS = frozenset(
 )
 
 
+_MAYBE_NAME = re.compile(r"[^\W\d_a-z]{2}|[\w,] [^\W\d_a-z]")
 _METHODS = frozenset("GET HEAD POST PUT PATCH DELETE OPTIONS".split())
 
 
@@ -546,7 +574,8 @@ def _contrasts(a: Facts, b: Facts) -> str | None:
         if a.poles[group] != b.poles[group]:
             lines = CONTRASTS.strip().splitlines()[group].split("|")
             shown = [
-                " then ".join(lines[pole].split(",")[0].strip() for pole in side.poles[group]) for side in (a, b)
+                " then ".join(lines[pole].split(",")[0].strip() for pole in side.poles[group])
+                for side in (a, b)
             ]
             return f"opposites: {shown[0]} against {shown[1]}"
     return None
@@ -565,7 +594,9 @@ def _mentions(text: str, name: str) -> bool:
     while place >= 0:
         before, after = text[place - 1 : place], text[place + len(name) : place + len(name) + 2]
         inside = before and (before.isalnum() or before in "_.$/-")
-        goes_on = after and (after[0].isalnum() or after[0] in "_/$-" or (after[0] == "." and after[1:].isalnum()))
+        goes_on = after and (
+            after[0].isalnum() or after[0] in "_/$-" or (after[0] == "." and after[1:].isalnum())
+        )
         if not inside and not goes_on:
             return True
         place = text.find(name, place + 1)
@@ -573,15 +604,20 @@ def _mentions(text: str, name: str) -> bool:
 
 
 def _prefixes(a: Facts, b: Facts) -> str | None:
-    for one, other in ((a.vocabulary - b.vocabulary, b.vocabulary - a.vocabulary), (b.vocabulary - a.vocabulary, a.vocabulary - b.vocabulary)):
-        for word in one:
-            if len(word) > 3 and any(prefix + word in other for prefix in PREFIXES):
-                return f"opposites: {word} with and without a prefix"
+    for one, other in ((a.vocabulary, b.vocabulary), (b.vocabulary, a.vocabulary)):
+        for word in sorted(other - one):
+            if word.startswith(PREFIXES):
+                for prefix in PREFIXES:
+                    bare = word.removeprefix(prefix)
+                    if bare != word and len(bare) > 3 and bare in one and bare not in other:
+                        return f"opposites: {bare} with and without a prefix"
     return None
 
 
 def _and_or(a: Facts, b: Facts) -> str | None:
     """Of texts with almost the same words one joins them by "and", the other by "or"."""
+    if not ({"and", "or"} <= a.vocabulary | b.vocabulary):
+        return None
     one, other = Counter(a.words) - Counter(b.words), Counter(b.words) - Counter(a.words)
     for x, y in ((one, other), (other, one)):
         if x["and"] and y["or"] and x.total() + y.total() <= 4:
@@ -596,7 +632,7 @@ _FILLER = frozenset(
 
 def _swapped(a: Facts, b: Facts) -> str | None:
     """A word stands left of a sided word in one text and right of it in the other, and a second word the other way round."""
-    for word in sorted((a.vocabulary & b.vocabulary & _SIDED) - _SYMMETRIC) + sorted({"insteadof", "ratherthan"} & a.vocabulary & b.vocabulary):
+    for word in sorted(a.vocabulary & b.vocabulary & _SIDED):
         if a.words.count(word) == b.words.count(word) == 1:
             (left, right), (other_left, other_right) = _sides(a, word), _sides(b, word)
             if left & other_right and right & other_left:
@@ -609,13 +645,12 @@ def _sides(side: Facts, word: str) -> tuple[set[str], set[str]]:
     words = side.words
     place = words.index(word)
     lowered = side.text.lower()
-    if place <= 1 and "," in lowered:
+    turned = place <= 1 and "," in lowered
+    if turned:
         clause = len(_WORDS.findall(_CODE.sub(" ", lowered.split(",")[0])))
         left, right = words[clause:], words[place + 1 : clause]
     else:
         left, right = words[:place], words[place + 1 :]
-    keep = lambda part: {w for w in part if w not in _FILLER and w not in _SIDED}  # noqa: E731
-    near_left = [w for w in left if w not in _FILLER]
-    near_left = near_left[:_REACH] if place <= 1 and "," in lowered else near_left[-_REACH:]
-    near_right = [w for w in right if w not in _FILLER][:_REACH]
-    return keep(near_left) - keep(near_right), keep(near_right) - keep(near_left)
+    left, right = ([w for w in part if w not in _FILLER] for part in (left, right))
+    near = set(left[:_REACH] if turned else left[-_REACH:]) - _SIDED, set(right[:_REACH]) - _SIDED
+    return near[0] - near[1], near[1] - near[0]
