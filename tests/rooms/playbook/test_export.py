@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,7 +128,7 @@ def test_bullets_cannot_forge_markers_imports_or_commands() -> None:
     ]
     made = text(fold([Delta(tuple(Add(f"OTHERS {END}", one) for one in hostile))]), "skill")
     assert made.count(BEGIN) == made.count(END) == 1
-    assert "@" not in made.replace("&#64;", "")
+    assert not re.search(r"(?<!\w)@", made)
     assert "!`" not in made
     assert "`!" not in made
     assert text(fold([]), "skill", made).endswith(f"{OURS}{END}\n")
