@@ -79,7 +79,9 @@ def test_cut_at_every_byte_the_journal_goes_on(tmp_path: Path, monkeypatch: pyte
     asyncio.run(run())
 
 
-def test_a_reply_is_on_the_disk_before_the_caller_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reply_is_on_the_disk_before_the_caller_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "calls.jsonl"
     synced: list[int] = []
     monkeypatch.setattr(LineFile, "sync", lambda _: synced.append(path.read_bytes().count(b"\n")))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +206,22 @@ def test_a_schema_is_said_in_the_prompt(folder: Path) -> None:
     assert described.prompt_tokens - plain.prompt_tokens == len(
         "\n\nAnswer with one JSON object that follows this JSON schema, and nothing else:\n{}"
     )
+
+
+def test_a_program_that_ends_without_closing_ends(folder: Path) -> None:
+    code = f"""
+        import asyncio
+        from postgrad.engines.chat import Call, ChatConfig, LocalChat
+        chat = LocalChat(ChatConfig(path={str(folder)!r}, max_tokens=150, temperature=1.0, device="cpu"))
+        async def main():
+            for n in range(200):
+                asyncio.create_task(chat.complete(Call(str(n), "r", ({{"role": "user", "content": "x"}},))))
+            await asyncio.sleep(0.1)
+            raise KeyboardInterrupt
+        asyncio.run(main())
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], stderr=subprocess.PIPE, text=True, timeout=120
+    )
+    assert ended.returncode != 0
+    assert ended.stderr.strip().endswith("KeyboardInterrupt")

@@ -149,3 +149,15 @@ def test_an_empty_reply_makes_no_empty_turn(empty: str) -> None:
     assert turn["content"].startswith(
         "Why?\n\n(An earlier reply could not be used: it holds no complete JSON object"
     )
+
+
+def test_fields_may_have_other_names_in_the_reply() -> None:
+    class Renamed(pydantic.BaseModel):
+        answer: int = pydantic.Field(0, validation_alias=pydantic.AliasChoices("result", "final"))
+
+    class Aliased(pydantic.BaseModel):
+        answer: int = pydantic.Field(0, alias="result")
+
+    assert read('{"final": 4}', Renamed)[0] == Renamed.model_validate({"final": 4})
+    assert read('{"result": 4}', Aliased)[0] == Aliased.model_validate({"result": 4})
+    assert read('{"final": 4}', Aliased)[0] is None

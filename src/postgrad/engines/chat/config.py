@@ -98,7 +98,8 @@ class ChatConfig(Config):
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the replies, for journals: not where the server is, nor prices, patience and keys."""
-        return {name: self.model_dump(mode="json")[name] for name in _CHANGE_REPLIES}
+        names = _CHANGE_REPLIES if self.path is None else (*_CHANGE_REPLIES, "context_tokens")
+        return self.model_dump(mode="json", include=set(names))
 
 
 def _check_url(url: str) -> None:

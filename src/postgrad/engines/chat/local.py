@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import queue
 import threading
@@ -85,6 +86,7 @@ class LocalChat:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="postgrad-chat", daemon=True)
                 self._thread.start()
+                atexit.register(self._stop)  # torch must not be at work while the interpreter goes down
             self._queue.put(job)
         sample = await asyncio.wrap_future(job.future)
         return Reply(
@@ -97,12 +99,16 @@ class LocalChat:
 
     async def close(self) -> None:
         """Ends the thread; calls that still wait are ChatErrors. A later call starts it again."""
+        await asyncio.to_thread(self._stop)
+
+    def _stop(self) -> None:
         with self._lock:
             thread, self._thread = self._thread, None
             if thread is not None:
                 self._queue.put(None)
+                atexit.unregister(self._stop)
         if thread is not None:
-            await asyncio.to_thread(thread.join)
+            thread.join()
 
     # -- in the caller's thread ----------------------------------------------------------------------------------
 

@@ -91,10 +91,7 @@ def read(text: str, schema: type[T]) -> tuple[T | None, str]:
     >>> read('{"total": "many"}', Sum)[1]
     'total: Input should be a valid integer, unable to parse string as an integer (received "many")'
     """
-    names = {
-        *schema.model_fields,
-        *(str(field.alias) for field in schema.model_fields.values() if field.alias),
-    }
+    names = _names(schema)
     found: T | None = None
     problem = ""
     for data in objects(text):
@@ -108,6 +105,17 @@ def read(text: str, schema: type[T]) -> tuple[T | None, str]:
         except RecursionError:
             problem = "its JSON is nested too deeply"
     return (found, "") if found is not None else (None, problem or "it holds no complete JSON object")
+
+
+def _names(schema: type[pydantic.BaseModel]) -> set[str]:
+    """The keys that an object of this schema may have; empty where that is not certain."""
+    names = set(schema.model_fields)
+    for field in schema.model_fields.values():
+        if field.validation_alias is not None:
+            if not isinstance(field.validation_alias, str):
+                return set()
+            names.add(field.validation_alias)
+    return names
 
 
 def visible(text: str) -> str:
