@@ -11,7 +11,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from postgrad.playbook.dedup import judge
-from postgrad.playbook.similarity import CONTRASTS, NEGATIONS, conflict, facts, normalise
+from postgrad.playbook.english import CONTRASTS, NEGATIONS
+from postgrad.playbook.similarity import conflict, facts, normalise
 
 LABELLED: list[dict[str, Any]] = [
     json.loads(line)
