@@ -191,7 +191,7 @@ class Index:
         return copies + found
 
     def propose(self, text: str, threshold: float | None = None, k: int = 10) -> list[Proposal]:
-        """What to do about a text that is not in the index: the copy alone if there is one, else k pairs at most, nearest first."""
+        """What to do about a text not in the index: the copy alone if there is one, else k pairs at most, nearest first."""
         copy = self.exact(text)
         if copy is not None:
             return [Proposal(copy, None, 1.0, "copy")]

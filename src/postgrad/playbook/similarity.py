@@ -99,8 +99,8 @@ def normalise(text: str) -> str:
     """What two texts share when one is a copy of the other; for comparing only, never to be shown.
 
     Case, white space, a list marker before and punctuation after do not count, nor which of several Unicode forms was used
-    (NFKC; superscripts are kept apart: x² is not x2). Case does count inside code and quotes: `userId` is not `userid`. A question
-    mark and the sign of a factorial count too. A word that is another one in capitals, such as IT, is taken for a copy.
+    (NFKC; superscripts are kept apart: x² is not x2). Case does count inside code and quotes: `userId` is not `userid`. A
+    question mark and the sign of a factorial count too. A word that is another one in capitals, such as IT, is taken for a copy.
 
     >>> normalise("  -  Always   Paginate!"), normalise("always paginate")
     ('always paginate', 'always paginate')
