@@ -212,8 +212,8 @@ UNITS = {
     for name in units
 }
 _NOT_BARE = _set(
-    """min deg rad sec secs mins minute point points second quarter quarters pound pounds significant foot line lines word words row
-    rows page pages character characters token tokens day days week weeks month months year years"""
+    """min deg rad sec secs mins minute point points second quarter quarters pound pounds significant foot line lines word words
+    row rows page pages character characters token tokens day days week weeks month months year years"""
 )
 BARE_UNITS = frozenset(name for name in UNITS if len(name) > 2) - _NOT_BARE | _set("% $ € £ ° ms")
 """Units that are read as such without a number before them; the others are too often something else."""

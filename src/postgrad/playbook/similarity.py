@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from decimal import Decimal
 from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -73,7 +74,6 @@ _CODE = re.compile(
 _MAYBE_CODE = re.compile(r"[`\"'_/\d]|\.\w|(?:^|\s)-|[a-z][A-Z]|\(\)|[A-Z][a-z\d]+[A-Z]")
 """Without any of these there is no code; ten times faster than `_CODE`."""
 _MARKER = re.compile(r"^(?:[-*•·]\s+|\d{1,2}[.)]\s+(?=\D))+")
-_ENDS = (" ", ".", ",", ";", ":", "!")
 _DATES = re.compile(
     r"\b\d{4}-\d{1,2}(?:-\d{1,2})?\b|\b\d{1,2}/\d{1,2}/\d{2,4}\b|\b\d{1,2}:\d{2}(?::\d{2})?\b"
 )
@@ -119,9 +119,16 @@ def normalise(text: str) -> str:
         text = "".join([*pieces, text[end:].casefold()])
     text = text if text.isascii() else unicodedata.normalize("NFKC", text)  # which folding can undo
     text = " ".join(text.split())
-    while text.endswith(_ENDS) and (bare := re.sub(r"(?:[\s.,;:]|(?<=[^\W\d_]{2})!+)+$", "", text)) != text:
+    while (bare := _without_end(text)) != text:
         text = bare
     return text
+
+
+def _without_end(text: str) -> str:
+    """Without final punctuation; "!" belongs to it behind a word of letters."""
+    text = text.rstrip(" .,;:")
+    word = text.rstrip("!")
+    return word if len(word) > 1 and word[-2:].isalpha() else text
 
 
 def _plain(text: str) -> str:
@@ -268,11 +275,10 @@ def _read_numbers(prose: str) -> tuple[tuple[str, ...], str]:
     found = _DATES.findall(prose)
     rest = _DATES.sub(" ", prose)
     for numeral in _NUMERALS.finditer(rest):
-        body, tail = numeral["body"].replace(",", ""), numeral["tail"].lower()
-        value = float(body) * {"k": 1e3, "bn": 1e9}.get(tail, 1)
+        tail = numeral["tail"].lower()
+        number = _canonical(numeral["body"].replace(",", ""), {"k": 3, "bn": 9}.get(tail, 0))
         known = tail in ("", "k", "bn", "st", "nd", "rd", "th", "x") or tail in UNITS
-        sign = "-" if numeral["sign"] else ""
-        found.append(sign + (f"{value:.12g}" if known else f"{value:.12g}{tail}"))
+        found.append(("-" if numeral["sign"] else "") + number + ("" if known else tail))
     words = rest.lower().replace("-", " ").split()
     words = [word.strip(".,;:()!?\"'") for word in words]
     for before, word, after in zip(["", *words], words, [*words[1:], ""], strict=False):
@@ -280,6 +286,17 @@ def _read_numbers(prose: str) -> tuple[tuple[str, ...], str]:
         if word in NUMBERS and not pronoun:
             found.append(NUMBERS[word])
     return tuple(sorted(found)), rest
+
+
+def _canonical(body: str, power: int) -> str:
+    """Decimal digits times 10^power, exact: 2.50 is 2.5, 1e3 and 1k are 1000; out of range it stays as written."""
+    if power or "e" in body.lower():
+        number = Decimal(body).scaleb(power) if len(body) < 25 else Decimal(0)
+        if number and abs(number.adjusted()) < 30:
+            body = format(number, "f")
+    whole, point, part = body.partition(".")
+    part = part.rstrip("0") if "e" not in part.lower() else part
+    return (whole.lstrip("0") or "0") + (point + part if part else "")
 
 
 def _read_units(words: tuple[str, ...], prose: str) -> frozenset[str]:
