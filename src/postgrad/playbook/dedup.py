@@ -1,13 +1,14 @@
 """Which bullets say the same: exact copies, pairs that look alike, and pairs that look alike but must stay apart.
 
-Start at `Index`. Each text is embedded once, when it is added. Copies are found by `similarity.normalise`; vectors only propose pairs, and
-of these `similarity.conflict` refuses some. So `Proposal.kind` says what may be done without asking: a `copy` can be dropped, a
-`blocked` pair must be left alone (`reason` says why), a `candidate` is for the Curator to look at. Nothing is ever merged by cosine.
+Start at `Index`. Each text is embedded once, when it is added. Copies are found by `similarity.normalise`; vectors only propose
+pairs, and of these `similarity.conflict` refuses some. So `Proposal.kind` says what may be done without asking: a `copy` can be
+dropped, a `blocked` pair must be left alone (`reason` says why), a `candidate` is for the Curator to look at. Nothing is ever
+merged by cosine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -59,8 +60,8 @@ def judge(a: str, b: str) -> tuple[Kind, str | None]:
 class Index:
     """Texts by key, with their vectors.
 
-    The order is that of adding; ties go to the earlier one. What is found depends on the texts, not on the order of adding, but for which
-    of two is `first`.
+    The order is that of adding; ties go to the earlier one. What is found depends on the texts, not on the order of adding, but
+    for which of two is `first`.
 
     Args:
         embedder: default `HashedNgrams()`.
@@ -70,10 +71,10 @@ class Index:
         ConfigError: a threshold outside (0, 1].
 
     >>> index = Index()
-    >>> index.add_all({"a": "Always paginate until the page is empty.", "b": "Never paginate until the page is empty."})
+    >>> index.add_all([("a", "Always paginate until it is empty."), ("b", "Never paginate until it is empty.")])
     >>> [(found.first, found.second, found.kind, found.reason) for found in index.proposals()]
     [('a', 'b', 'blocked', 'negation: 0 against 1')]
-    >>> index.exact("always paginate until the page is  empty")
+    >>> index.exact("always paginate until it is  empty")
     'a'
     """
 
@@ -98,11 +99,11 @@ class Index:
 
     def add(self, key: str, text: str) -> None:
         """Take in a text, embedded now and never again. Raises ValueError for a key that is there."""
-        self.add_all({key: text})
+        self.add_all([(key, text)])
 
-    def add_all(self, texts: Mapping[str, str] | Iterable[tuple[str, str]]) -> None:
-        """Take in many at once: one call of the embedder. Raises ValueError for a key that is there; then none is added."""
-        items = list(texts.items() if isinstance(texts, Mapping) else texts)
+    def add_all(self, texts: Iterable[tuple[str, str]]) -> None:
+        """Take in many (key, text) by one call of the embedder. Raises ValueError, and adds none, for a key that is there."""
+        items = list(texts)
         known = [key for key, _ in items if key in self._place]
         if known or len({key for key, _ in items}) < len(items):
             shown = known or sorted(key for key, _ in items)
@@ -167,8 +168,8 @@ class Index:
     def pairs(self, threshold: float | None = None) -> list[tuple[str, str, float]]:
         """All (earlier key, later key, cosine) with a cosine of at least `threshold`, in the order of adding.
 
-        Cosines are products of float32 rows: the last digits, and so a pair within about 1e-6 of the threshold, can differ from another way of
-        multiplying. Everything is listed, n²/2 pairs for n copies of one text: see `proposals`.
+        Cosines are products of float32 rows: the last digits, and so a pair within about 1e-6 of the threshold, can differ from
+        another way of multiplying. Everything is listed, n²/2 pairs for n copies of one text: see `proposals`.
         """
         floor = self.threshold if threshold is None else _checked(threshold)
         return self._pairs(floor, self._in_order(self._keys))
@@ -190,7 +191,7 @@ class Index:
         return copies + found
 
     def propose(self, text: str, threshold: float | None = None, k: int = 10) -> list[Proposal]:
-        """What to do about a text that is not in the index yet: the copy alone if there is one, else at most k pairs, nearest first."""
+        """What to do about a text not in the index: the copy alone if there is one, else k pairs at most, nearest first."""
         copy = self.exact(text)
         if copy is not None:
             return [Proposal(copy, None, 1.0, "copy")]

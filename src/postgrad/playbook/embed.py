@@ -1,7 +1,8 @@
 """Short texts → unit vectors: hashed n-grams in numpy, a local sentence encoder, or a server's `/v1/embeddings`.
 
-Start at `HashedNgrams`, which needs nothing but numpy. A text's vector depends on that text alone (no frequencies of a collection), so
-it is computed once; which cosine means "worth a look" differs from embedder to embedder, hence `Embedder.threshold`.
+Start at `HashedNgrams`, which needs nothing but numpy. A text's vector depends on that text alone (no frequencies of a
+collection), so it is computed once; which cosine means "worth a look" differs from embedder to embedder, hence
+`Embedder.threshold`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import os
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from postgrad.core.errors import ConfigError, EngineError, ModelError
+from postgrad.playbook.english import COMMON
 from postgrad.tasks.extras import require
 
 Vectors = NDArray[np.float32]
@@ -45,12 +47,6 @@ class Embedder(Protocol):
 # -- hashed n-grams ------------------------------------------------------------------------------------------------
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)
-_COMMON = frozenset(
-    """a an the and or of to in on at by for from with as is are was were be been it its this that these those if then than so do does
-    did has have had can could will would should may might must not no you your they them their there when while which what who how
-    use using into out up each any all""".split()
-)
-"""English words that say little about what a bullet is about. A list, not counts of the collection: a vector must not depend on it."""
 _BLOCK = 1024
 
 
@@ -58,13 +54,14 @@ class HashedNgrams:
     """Character n-grams inside words and whole words, hashed with a sign into D cells; no model, no vocabulary, no randomness.
 
     A word w is read with a space on either side; its n-grams (n = 3, 4, 5) and the word itself are features. A feature that
-    occurs c times counts (1 + ln c)·weight, is added to cell hash mod D with the sign of another bit of the hash (so that collisions
-    cancel on average), and the row is scaled to unit length. Case and Unicode forms do not count.
+    occurs c times counts (1 + ln c)·weight, is added to cell hash mod D with the sign of another bit of the hash (so that
+    collisions cancel on average), and the row is scaled to unit length. Case and Unicode forms do not count.
 
     Args:
         dim: D; 1,024 keeps the noise of collisions at a cosine of about 1/√D = 0.03.
         word_weight: of whole words, against 1 for an n-gram.
         common_weight: factor on all features of words like "the" and "with".
+        threshold: see `Embedder`; 0.5 was chosen as MiniLM's, see `SentenceTransformers`.
 
     Raises:
         ConfigError: a dim below 2 or above 2¹⁶, or a negative weight.
@@ -74,16 +71,16 @@ class HashedNgrams:
     ([1.0, 1.0], True)
     """
 
-    threshold: ClassVar[float] = 0.5
-    """Chosen as MiniLM's, see `SentenceTransformers`."""
-
-    def __init__(self, dim: int = 1024, word_weight: float = 2.0, common_weight: float = 0.3) -> None:
+    def __init__(
+        self, dim: int = 1024, word_weight: float = 2.0, common_weight: float = 0.3, threshold: float = 0.5
+    ) -> None:
         if not 2 <= dim <= 2**16 or word_weight < 0 or common_weight < 0:
             raise ConfigError(
                 f"HashedNgrams takes 2 to 65,536 dimensions and weights of at least 0; received dim={dim}, "
                 f"word_weight={word_weight:g}, common_weight={common_weight:g}."
             )
         self._dim, self._word_weight, self._common_weight = dim, word_weight, common_weight
+        self.threshold = threshold
 
     @property
     def name(self) -> str:
@@ -118,7 +115,7 @@ class HashedNgrams:
         starts = np.cumsum(lengths) - lengths
         word_row = np.repeat(np.arange(len(texts)), [len(row) for row in words])
         weight = np.where(
-            np.fromiter((word in _COMMON for word in flat), bool, len(flat)), self._common_weight, 1.0
+            np.fromiter((word in COMMON for word in flat), bool, len(flat)), self._common_weight, 1.0
         )
 
         place_word = np.repeat(np.arange(len(flat)), lengths)
@@ -196,8 +193,8 @@ class SentenceTransformers:
 
     Args:
         path: a directory or a name on the hub.
-        threshold: see `Embedder`. 0.65 is for MiniLM-L6: of 0.25, 0.30, …, 0.95 the lowest at which at most 5 % of the `different` pairs of
-            the development half of benchmarks/data/bullet_pairs.jsonl are proposed.
+        threshold: see `Embedder`. 0.65 is for MiniLM-L6: of 0.25, 0.30, …, 0.95 the lowest at which at most 5 % of the
+            `different` pairs of the development half of benchmarks/data/bullet_pairs.jsonl are proposed.
         device: cpu unless said.
         batch_size: texts in one forward pass.
 

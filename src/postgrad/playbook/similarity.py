@@ -1,13 +1,15 @@
 """When two short texts are copies, and why two that look alike must not be merged. Pure functions of text; no vectors.
 
 Start at `conflict`. Vectors find "Always paginate" and "Never paginate" alike (MiniLM: cosine 0.986), so they may only propose
-pairs; what is here refuses a pair when the two differ in something that a rewording does not change: negation, one of the opposites of
-`CONTRASTS`, numbers, units, operators, code, names, or which word stands on which side of "before", "from", "by", …
+pairs; what is here refuses a pair when the two differ in something that a rewording does not change: negation, one of the
+opposites of `english.CONTRASTS`, numbers, units, operators, code, names, or which word stands on which side of "before", "from",
+"by", …
 
-It errs to one side on purpose: a pair that is refused stays two bullets, which costs a line; a pair that is merged wrongly loses a rule.
-So it refuses some true rewordings: "Never X without Y" against "Always X with Y", "5%" against "0.05" (a number is compared as written),
-"B after A" against "A before B", a number or an identifier that only one of the two mentions. It knows English only, and it cannot
-see that two different nouns ("billing address", "shipping address") make a different rule: those pairs go to the Curator.
+It errs to one side on purpose: a pair that is refused stays two bullets, which costs a line; a pair that is merged wrongly loses
+a rule. So it refuses some true rewordings: "Never X without Y" against "Always X with Y", "5%" against "0.05" (a number is
+compared as written), "B after A" against "A before B", a number or an identifier that only one of the two mentions. It knows
+English only, and it cannot see that two different nouns ("billing address", "shipping address") make a different rule: those
+pairs go to the Curator.
 """
 
 from __future__ import annotations
@@ -15,207 +17,37 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from decimal import Decimal
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
-CONTRASTS = """
-always, invariably | usually, typically, often, generally, normally | sometimes, occasionally | rarely, seldom | never
-must, required, mandatory, compulsory | may, might, optional, optionally
-before, prior | after, afterwards
-previous, preceding | next, subsequent
-first, initial | second | third | last, final
-earliest | latest
-oldest, older | newest, newer
-ascending | descending
-increase, raise, grow, rise | decrease, reduce, shrink, fall, decline
-higher, greater, more, larger, above, exceed, upper, over | lower, less, fewer, smaller, below, under
-minimum, min, minimise, minimize, smallest, lowest, atleast | maximum, max, maximise, maximize, largest, highest, atmost
-true | false
-yes | no
-enable, activate, turnon, switchon | disable, deactivate, turnoff, switchoff
-include, inclusive | exclude, exclusive, omit
-allow, permit | forbid, deny, prohibit, disallow
-accept, approve | reject, decline
-add, plus, sum | subtract, minus, difference | multiply, multiplied, product | divide, divided, ratio, quotient
-insert | delete
-add | remove
-keep, retain | drop, discard, remove
-append | prepend
-push, enqueue | pop, dequeue
-open | close
-start, begin | stop, end, finish
-show, expand | hide, collapse
-read | write
-import | export
-upload | download
-encode | decode
-encrypt | decrypt
-serialise, serialize | deserialise, deserialize
-lock | unlock
-left | right
-top | bottom
-up, upward, upwards | down, downward, downwards | nearest
-inner | outer
-row | column
-horizontal, horizontally | vertical, vertically
-numerator | denominator
-buy, bought, purchase | sell, sold, sale
-debit | credit
-asset | liability, liabilities
-inflow | outflow
-profit, gain | loss, losses
-gross | net
-nominal | real
-simple | compound
-positive | negative
-even | odd
-all, every, each | any | some
-both | either | neither
-same, identical | different
-equal | unequal
-local | remote | global
-public | private
-synchronous, synchronously, sync | asynchronous, asynchronously, async
-serial, serially, sequential, sequentially | parallel
-static | dynamic
-client | server
-input | output
-source | destination, target
-parent | child, children
-sender | receiver, recipient
-request | response
-internal | external
-old | new
-early | late
-fast, faster | slow, slower
-short, shorter, shortest | long, longer, longest
-empty, blank | full, filled
-strict, strictly | loose, loosely
-success, succeed | failure, fail
-absolute | relative
-singular | plural
-uppercase | lowercase
-daily | weekly | monthly | quarterly | yearly, annual, annually
-day, days | week, weeks | month, months | quarter, quarters | year, years
-floor | ceiling, ceil | truncate
-mean, average | median | mode | variance
-arithmetic | geometric
-permutation | combination
-area | perimeter, circumference
-radius | diameter
-sine, sin | cosine, cos | tangent, tan
-convex | concave
-half, halve | double | triple
-manual, manually | automatic, automatically
-single | multiple
-once | twice | thrice
-prefix | suffix
-current | noncurrent
-shallow | deep
-"""
-"""Groups of poles, one group a line, poles divided by `|`; the words of a pole mean the same here. Regular endings (-s, -d, -ed, -ing)
-are added. Two texts conflict when both use a group and not with the same poles, or with the same ones in another order."""
+from postgrad.playbook.english import (
+    ANY_PHRASE,
+    BARE_UNITS,
+    CONTRASTS,
+    EMPHASIS,
+    EXCLUSIVES,
+    FILLER,
+    METHODS,
+    NEGATIONS,
+    NOT_COUNTING,
+    NUMBERS,
+    PHRASES,
+    POLES,
+    PREFIXES,
+    SIDED,
+    TIME_GROUP,
+    UNITS,
+)
 
-NEGATIONS = frozenset(
-    """not no never none nor neither nobody nothing nowhere cannot without avoid avoids avoided avoiding unless except excepting
-    refrain lack lacks lacking stop forbid forbidden prohibit prohibited disallow disallowed refuse refuses""".split()
-)
-"""Counted, together with words that end in n't and the phrases "instead of" and "rather than"; the counts must be equal. So "Avoid X",
-"Do not X" and "Never X" agree (but see the group always … never)."""
-EXCLUSIVES = frozenset("only solely exclusively".split())
-PREFIXES = ("un", "in", "im", "ir", "il", "non", "non-", "dis", "de")
-"""A word of one text is the other's with one of these before it: valid and invalid, sorted and unsorted."""
-_SIDED = frozenset(
-    """before after then from to into by than over minus insteadof ratherthan not if when unless until because per against versus
-    / - < > <= >=""".split()
-)
-"""Words and signs whose two sides cannot be swapped ("convert EUR to USD")."""
 _REACH = 6
-"""Words looked at on each side of a word of `_SIDED`."""
-
-_NUMBERS = {
-    word: str(value)
-    for value, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve".split()
-    )
-} | {"twice": "2", "thrice": "3", "dozen": "12", "hundred": "100", "thousand": "1000", "million": "1000000"}
-_NOT_COUNTING = frozenset(
-    "the this that each every no last next right wrong which any some another correct".split()
-)
-"""Before "one" they make it a pronoun; so does a following of, by, another or at."""
-_UNITS = {
-    name: units[0]
-    for units in (
-        line.split()
-        for line in """
-        % percent per-cent
-        pp percentage-point percentage-points
-        bp bps basis-point basis-points
-        ms millisecond milliseconds msec
-        µs us microsecond microseconds
-        s sec secs second seconds
-        min mins minute minutes
-        h hr hrs hour hours
-        d day days
-        wk week weeks
-        mo month months
-        qtr quarter quarters
-        yr yrs year years
-        bit bits
-        byte bytes b
-        kb kilobyte kilobytes kib
-        mb megabyte megabytes mib
-        gb gigabyte gigabytes gib
-        mm millimetre millimetres millimeter millimeters
-        cm centimetre centimetres centimeter centimeters
-        m metre metres meter meters
-        km kilometre kilometres kilometer kilometers
-        mile miles mi
-        in inch inches
-        ft foot feet
-        g gram grams
-        kg kilogram kilograms
-        lb lbs pound pounds
-        oz ounce ounces
-        l litre litres liter liters
-        ml millilitre millilitres milliliter milliliters
-        ° degree degrees deg
-        rad radian radians
-        celsius c
-        fahrenheit f
-        px pixel pixels
-        pt point points
-        decimal decimals decimal-place decimal-places
-        digit digits
-        significant significant-figure significant-figures significant-digit significant-digits
-        token tokens
-        word words
-        character characters chars
-        line lines
-        row rows
-        page pages
-        $ usd dollar dollars
-        € eur euro euros
-        £ gbp
-        cent cents
-        thousands
-        millions
-        billions
-        """.strip().splitlines()
-    )
-    for name in units
-}
-_BARE_UNITS = frozenset(
-    name for name in _UNITS if len(name) > 2 and name not in ("min", "deg", "rad", "sec", "point", "points", "second",
-    "quarter", "quarters", "minute", "pound", "pounds", "significant", "foot", "mins", "secs", "line", "lines", "word", "words",
-    "row", "rows", "page", "pages", "character", "characters", "token", "tokens", "day", "days", "week", "weeks", "month", "months",
-    "year", "years")
-) | {"%", "$", "€", "£", "°", "ms"}  # fmt: skip
-"""Units that are read as such without a number before them; the others are too often something else."""
+"""Words looked at on each side of a word of `SIDED`."""
 
 _QUOTES = str.maketrans(
-    {"‘": "'", "’": "'", "“": '"', "”": '"', "‐": "-", "‑": "-", "–": "-", "—": "-", "−": "-", "×": "*", "÷": "/", "⋅": "*", "≤": "<=", "≥": ">=", "≠": "!="}
-)  # fmt: skip
+    {"‘": "'", "’": "'", "“": '"', "”": '"', "≤": "<=", "≥": ">=", "≠": "!=", "×": "*", "⋅": "*", "÷": "/"}
+    | dict.fromkeys("‐‑–—−", "-")
+)
 _SUPERSCRIPTS = re.compile("[⁰¹²³⁴-⁹⁺⁻⁼⁽⁾ⁿ]+")
 _FRACTIONS = re.compile("(?<=\\d)(?=[¼-¾⅐-⅞])")
 _CODE = re.compile(
@@ -242,16 +74,22 @@ _CODE = re.compile(
 _MAYBE_CODE = re.compile(r"[`\"'_/\d]|\.\w|(?:^|\s)-|[a-z][A-Z]|\(\)|[A-Z][a-z\d]+[A-Z]")
 """Without any of these there is no code; ten times faster than `_CODE`."""
 _MARKER = re.compile(r"^(?:[-*•·]\s+|\d{1,2}[.)]\s+(?=\D))+")
-_ENDS = (" ", ".", ",", ";", ":", "!")
 _DATES = re.compile(
     r"\b\d{4}-\d{1,2}(?:-\d{1,2})?\b|\b\d{1,2}/\d{1,2}/\d{2,4}\b|\b\d{1,2}:\d{2}(?::\d{2})?\b"
 )
 _NUMERALS = re.compile(
-    r"(?<![\w.])(?P<sign>(?<![\w)\]])-)?(?P<body>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?(?:e[+-]?\d+)?|\.\d+)(?P<tail>[a-zµ°%]*)",
-    re.IGNORECASE,
+    r"""(?<![\w.]) (?P<sign>(?<![\w)\]])-)?
+    (?P<body>\d{1,3}(?:,\d{3})+(?:\.\d+)? | \d+(?:\.\d+)?(?:e[+-]?\d+)? | \.\d+)
+    (?P<tail>[a-zµ°%]*)""",
+    re.VERBOSE | re.IGNORECASE,
 )
 _WORDS = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*|\d[\w.,]*|<=|>=|!=|==|[-+*/^=<>%$€£°](?=\s|\d|$)|[%$€£°]")
-_OPERATORS = re.compile(r"(?<=[\w)\]\s])(?:\s(?P<spaced>\*\*|<=|>=|!=|==|[-+*/^=<>])\s|(?P<tight>\*\*|<=|>=|!=|==|[+*^=<>]))(?=[\w(\[\s$-])")  # fmt: skip
+_OPERATORS = re.compile(
+    r"""(?<=[\w)\]\s])
+    (?:\s(?P<spaced>\*\*|<=|>=|!=|==|[-+*/^=<>])\s | (?P<tight>\*\*|<=|>=|!=|==|[+*^=<>]))
+    (?=[\w(\[\s$-])""",
+    re.VERBOSE,
+)
 
 
 # -- copies --------------------------------------------------------------------------------------------------------
@@ -261,8 +99,8 @@ def normalise(text: str) -> str:
     """What two texts share when one is a copy of the other; for comparing only, never to be shown.
 
     Case, white space, a list marker before and punctuation after do not count, nor which of several Unicode forms was used
-    (NFKC; superscripts are kept apart: x² is not x2). Case does count inside code and quotes: `userId` is not `userid`. A question mark
-    and the sign of a factorial count too. A word that is another one in capitals, such as IT, is taken for a copy.
+    (NFKC; superscripts are kept apart: x² is not x2). Case does count inside code and quotes: `userId` is not `userid`. A
+    question mark and the sign of a factorial count too. A word that is another one in capitals, such as IT, is taken for a copy.
 
     >>> normalise("  -  Always   Paginate!"), normalise("always paginate")
     ('always paginate', 'always paginate')
@@ -281,9 +119,16 @@ def normalise(text: str) -> str:
         text = "".join([*pieces, text[end:].casefold()])
     text = text if text.isascii() else unicodedata.normalize("NFKC", text)  # which folding can undo
     text = " ".join(text.split())
-    while text.endswith(_ENDS) and (bare := re.sub(r"(?:[\s.,;:]|(?<=[^\W\d_]{2})!+)+$", "", text)) != text:
+    while (bare := _without_end(text)) != text:
         text = bare
     return text
+
+
+def _without_end(text: str) -> str:
+    """Without final punctuation; "!" belongs to it behind a word of letters."""
+    text = text.rstrip(" .,;:")
+    word = text.rstrip("!")
+    return word if len(word) > 1 and word[-2:].isalpha() else text
 
 
 def _plain(text: str) -> str:
@@ -370,7 +215,7 @@ def facts(text: str) -> Facts:
     prose = _CODE.sub(take, plain) if _MAYBE_CODE.search(plain) else plain
     words = tuple(_phrases(prose.lower()))
     vocabulary = frozenset(words)
-    counted = any(map(str.isdigit, prose)) or not vocabulary.isdisjoint(_NUMBERS)
+    counted = any(map(str.isdigit, prose)) or not vocabulary.isdisjoint(NUMBERS)
     numbers, rest = _read_numbers(prose) if counted or "-" in prose else ((), prose)
     return Facts(
         plain,
@@ -383,7 +228,7 @@ def facts(text: str) -> Facts:
         _poles(words),
         numbers,
         _read_units(words, rest)
-        if numbers or counted or not vocabulary.isdisjoint(_BARE_UNITS)
+        if numbers or counted or not vocabulary.isdisjoint(BARE_UNITS)
         else frozenset(),
         frozenset(found.group("spaced") or found.group("tight") for found in _OPERATORS.finditer(prose)),
         _read_names(prose) if _MAYBE_NAME.search(prose) else frozenset(),
@@ -391,32 +236,10 @@ def facts(text: str) -> Facts:
     )
 
 
-_PHRASES = [
-    (re.compile(pattern), word)
-    for pattern, word in (
-        (r"\binstead of\b", "insteadof"),
-        (r"\brather than\b", "ratherthan"),
-        (r"\b(?:all|every|everything|everyone|any|nothing) but\b", "except"),
-        (r"\bat least\b", "atleast"),
-        (r"\bat most\b", "atmost"),
-        (r"\b(turn|switch)(?:ed|es|s|ing)? (on|off)\b", r"\1\2"),
-        (r"\bnon-current\b", "noncurrent"),
-        (r"\b(upper|lower)[ -]case\b", r"\1case"),
-        (r"\b(?:does|do|did) n[o']t\b", "don't"),
-        (r"\b(percentage|basis) (points?)\b", r"\1-\2"),
-        (r"\bdecimal (places?)\b", r"decimal-\1"),
-        (r"\bsignificant (figures?|digits?)\b", r"significant-\1"),
-    )
-]
-
-
-_ANY_PHRASE = re.compile("|".join(f"(?:{pattern.pattern})" for pattern, _ in _PHRASES))
-
-
 def _phrases(prose: str) -> list[str]:
     """Words and signs, a phrase being one word."""
-    if _ANY_PHRASE.search(prose):
-        for pattern, word in _PHRASES:
+    if ANY_PHRASE.search(prose):
+        for pattern, word in PHRASES:
             prose = pattern.sub(word, prose)
     return _WORDS.findall(prose)
 
@@ -427,47 +250,13 @@ def _bare(span: str) -> str:
     return " ".join(span.split()).removesuffix("()").rstrip(".,;:")
 
 
-def _forms(word: str) -> set[str]:
-    """A word with its regular endings."""
-    stem = word[:-1] if word.endswith(("e", "y")) else word
-    found = {
-        word,
-        word + "s",
-        word + "es",
-        word + "ed",
-        word + "ing",
-        stem + "ing",
-        stem + "ed",
-        stem + "ies",
-        stem + "ied",
-    }
-    if re.search("[^aeiou][aeiou][bdgmnpt]$", word):
-        found |= {word + word[-1] + "ed", word + word[-1] + "ing"}
-    return found
-
-
-def _table() -> dict[str, tuple[tuple[int, int], ...]]:
-    """Word → its (group, pole)s."""
-    found: dict[str, dict[int, int]] = {}
-    for group, line in enumerate(CONTRASTS.strip().splitlines()):
-        for pole, names in enumerate(line.split("|")):
-            for name in names.replace(",", " ").split():
-                for form in _forms(name):
-                    found.setdefault(form, {}).setdefault(group, pole)
-    return {word: tuple(places.items()) for word, places in found.items()}
-
-
-_POLES = _table()
-_TIME_GROUP = next(i for i, line in enumerate(CONTRASTS.strip().splitlines()) if line.startswith("first"))
-
-
 def _poles(words: tuple[str, ...]) -> dict[int, tuple[int, ...]]:
     found: dict[int, list[int]] = {}
     for i, word in enumerate(words):
-        for group, pole in _POLES.get(word, ()):
+        for group, pole in POLES.get(word, ()):
             before = words[i - 1] if i else ""
             if (
-                group == _TIME_GROUP
+                group == TIME_GROUP
                 and word.startswith("second")
                 and (before in ("per", "a", "each", "every") or _is_number(before))
             ):
@@ -478,7 +267,7 @@ def _poles(words: tuple[str, ...]) -> dict[int, tuple[int, ...]]:
 
 
 def _is_number(word: str) -> bool:
-    return word in _NUMBERS or word[:1].isdigit()
+    return word in NUMBERS or word[:1].isdigit()
 
 
 def _read_numbers(prose: str) -> tuple[tuple[str, ...], str]:
@@ -486,40 +275,43 @@ def _read_numbers(prose: str) -> tuple[tuple[str, ...], str]:
     found = _DATES.findall(prose)
     rest = _DATES.sub(" ", prose)
     for numeral in _NUMERALS.finditer(rest):
-        body, tail = numeral["body"].replace(",", ""), numeral["tail"].lower()
-        value = float(body) * {"k": 1e3, "bn": 1e9}.get(tail, 1)
-        known = tail in ("", "k", "bn", "st", "nd", "rd", "th", "x") or tail in _UNITS
-        sign = "-" if numeral["sign"] else ""
-        found.append(sign + (f"{value:.12g}" if known else f"{value:.12g}{tail}"))
+        tail = numeral["tail"].lower()
+        number = _canonical(numeral["body"].replace(",", ""), {"k": 3, "bn": 9}.get(tail, 0))
+        known = tail in ("", "k", "bn", "st", "nd", "rd", "th", "x") or tail in UNITS
+        found.append(("-" if numeral["sign"] else "") + number + ("" if known else tail))
     words = rest.lower().replace("-", " ").split()
     words = [word.strip(".,;:()!?\"'") for word in words]
     for before, word, after in zip(["", *words], words, [*words[1:], ""], strict=False):
-        pronoun = word == "one" and (before in _NOT_COUNTING or after in ("of", "by", "another", "at"))
-        if word in _NUMBERS and not pronoun:
-            found.append(_NUMBERS[word])
+        pronoun = word == "one" and (before in NOT_COUNTING or after in ("of", "by", "another", "at"))
+        if word in NUMBERS and not pronoun:
+            found.append(NUMBERS[word])
     return tuple(sorted(found)), rest
 
 
+def _canonical(body: str, power: int) -> str:
+    """Decimal digits times 10^power, exact: 2.50 is 2.5, 1e3 and 1k are 1000; out of range it stays as written."""
+    if power or "e" in body.lower():
+        number = Decimal(body).scaleb(power) if len(body) < 25 else Decimal(0)
+        if number and abs(number.adjusted()) < 30:
+            body = format(number, "f")
+    whole, point, part = body.partition(".")
+    part = part.rstrip("0") if "e" not in part.lower() else part
+    return (whole.lstrip("0") or "0") + (point + part if part else "")
+
+
 def _read_units(words: tuple[str, ...], prose: str) -> frozenset[str]:
-    found = {_UNITS[word] for word in words if word in _BARE_UNITS}
-    for before, word in zip(words, words[1:], strict=False):
-        if word in _UNITS and _is_number(before):
-            found.add(_UNITS[word])
-    found |= {_UNITS[n["tail"].lower()] for n in _NUMERALS.finditer(prose) if n["tail"].lower() in _UNITS}
+    found = {UNITS[word] for word in words if word in BARE_UNITS}
+    for before, word in pairwise(words):
+        if word in UNITS and _is_number(before):
+            found.add(UNITS[word])
+    found |= {UNITS[n["tail"].lower()] for n in _NUMERALS.finditer(prose) if n["tail"].lower() in UNITS}
     for number, unit in re.findall(r"\b(\d+|[a-z]+)[- ]([a-z]+)\b", prose.lower()):
-        if unit in _UNITS and _is_number(number):
-            found.add(_UNITS[unit])
+        if unit in UNITS and _is_number(number):
+            found.add(UNITS[unit])
     return frozenset(found)
 
 
-_EMPHASIS = frozenset(
-    """do does is are be the a an and or all any if when then than for to of in on at by with from as it its you your this that
-    must should shall can will only also use check note tip warning important first last ok i""".split()
-)
-
-
 _MAYBE_NAME = re.compile(r"[^\W\d_a-z]{2}|[\w,] [^\W\d_a-z]")
-_METHODS = frozenset("GET HEAD POST PUT PATCH DELETE OPTIONS".split())
 
 
 def _read_names(prose: str) -> frozenset[str]:
@@ -533,9 +325,9 @@ def _read_names(prose: str) -> frozenset[str]:
     found = set()
     for before, word in zip([".", *tokens], tokens, strict=False):
         low = word.lower()
-        if word in _METHODS:
+        if word in METHODS:
             found.add(low)
-        if low in _EMPHASIS or low in NEGATIONS or low in _POLES or low in EXCLUSIVES or low in _NUMBERS:
+        if low in EMPHASIS or low in NEGATIONS or low in POLES or low in EXCLUSIVES or low in NUMBERS:
             continue
         if len(word) > 1 and word.rstrip("s").isupper() and word[0].isalpha() and len(word.rstrip("s")) > 1:
             found.add(low.rstrip("s"))
@@ -625,14 +417,9 @@ def _and_or(a: Facts, b: Facts) -> str | None:
     return None
 
 
-_FILLER = frozenset(
-    "the a an it its they them their this that these those be are was were of for in on at with as your you".split()
-)
-
-
 def _swapped(a: Facts, b: Facts) -> str | None:
     """A word stands left of a sided word in one text and right of it in the other, and a second word the other way round."""
-    for word in sorted(a.vocabulary & b.vocabulary & _SIDED):
+    for word in sorted(a.vocabulary & b.vocabulary & SIDED):
         if a.words.count(word) == b.words.count(word) == 1:
             (left, right), (other_left, other_right) = _sides(a, word), _sides(b, word)
             if left & other_right and right & other_left:
@@ -651,6 +438,6 @@ def _sides(side: Facts, word: str) -> tuple[set[str], set[str]]:
         left, right = words[clause:], words[place + 1 : clause]
     else:
         left, right = words[:place], words[place + 1 :]
-    left, right = ([w for w in part if w not in _FILLER] for part in (left, right))
-    near = set(left[:_REACH] if turned else left[-_REACH:]) - _SIDED, set(right[:_REACH]) - _SIDED
+    left, right = ([w for w in part if w not in FILLER] for part in (left, right))
+    near = set(left[:_REACH] if turned else left[-_REACH:]) - SIDED, set(right[:_REACH]) - SIDED
     return near[0] - near[1], near[1] - near[0]

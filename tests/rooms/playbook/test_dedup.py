@@ -82,7 +82,7 @@ def test_pairs_are_those_of_a_double_loop(
 
 def test_angles_by_hand() -> None:
     index = Index(Plane())
-    index.add_all({"a": "0", "b": "50", "c": "70", "d": "180"})
+    index.add_all({"a": "0", "b": "50", "c": "70", "d": "180"}.items())
     assert [pair[:2] for pair in index.pairs()] == [
         ("a", "b"),
         ("b", "c"),
@@ -99,7 +99,7 @@ def test_angles_by_hand() -> None:
 
 def test_ties_go_to_the_earlier_one() -> None:
     index = Index(Plane())
-    index.add_all({"z": "10 x", "a": "10 y", "m": "10 w"})
+    index.add_all({"z": "10 x", "a": "10 y", "m": "10 w"}.items())
     assert [key for key, _ in index.near("10", k=2)] == ["z", "a"]
     index.remove("z")  # the last row moves into its place
     index.add("z", "10 x")
@@ -137,7 +137,7 @@ def test_any_changes_leave_what_a_fresh_index_has(changes: list[tuple[str, int]]
             del left[key]
     num_added = len(embedder.asked)
     fresh = Index(Counting(), threshold=0.3)
-    fresh.add_all(left)
+    fresh.add_all(left.items())
     assert [p[:2] for p in index.pairs()] == [p[:2] for p in fresh.pairs()]
     assert [(p.first, p.second, p.kind) for p in index.proposals()] == [
         (p.first, p.second, p.kind) for p in fresh.proposals()
@@ -189,7 +189,7 @@ def test_an_empty_index_has_nothing() -> None:
         [],
         None,
     )
-    index.add_all({})
+    index.add_all([])
     index.add("x", "")
     assert index.near("") == []  # no feature, no cosine
     assert index.exact(" . ") == "x"
@@ -219,7 +219,7 @@ def test_copies_go_to_the_earliest_and_take_no_further_part() -> None:
     ]
     index.remove("k0")
     assert index.exact("Round at the end") == "k2"
-    assert [(p.first, p.second, p.kind) for p in index.proposals()][0] == ("k2", "k3", "copy")
+    assert index.proposals()[0] == Proposal("k2", "k3", 1.0, "copy")
 
 
 def test_a_new_text_is_proposed_before_it_is_added() -> None:
@@ -253,7 +253,7 @@ def test_case_and_space_never_hide_a_copy(text: str, case: str, gap: str) -> Non
 ALL = filled(TEXTS)
 
 
-@pytest.mark.parametrize("threshold", [0.01, 0.5, 0.9])
+@pytest.mark.parametrize("threshold", [0.01, 0.9])
 def test_of_the_labelled_pairs_copies_alone_are_dropped(threshold: float) -> None:
     """Every copy and no opposite, no rewording and no other pair, whatever the threshold."""
     for pair in PAIRS:

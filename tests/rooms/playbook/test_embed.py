@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 
 from postgrad.core.errors import ConfigError, EngineError, MissingExtraError, ModelError
 from postgrad.playbook.embed import (
-    _COMMON,
     Embedder,
     EndpointEmbedder,
     HashedNgrams,
     SentenceTransformers,
     _words,
 )
+from postgrad.playbook.english import COMMON
 
 PAIRS = Path(__file__).parents[3] / "benchmarks/data/bullet_pairs.jsonl"
 TEXTS = [json.loads(line)["a"] for line in PAIRS.read_text("utf-8").splitlines()]
@@ -79,7 +79,7 @@ def by_loops(text: str, dim: int) -> np.ndarray:
     counts: Counter[int] = Counter()
     weights: dict[int, float] = {}
     for word in _words(text):
-        weight = 0.3 if word in _COMMON else 1.0
+        weight = 0.3 if word in COMMON else 1.0
         points = [ord(c) for c in f" {word} "]
         found = []
         for n in (3, 4, 5):
@@ -134,12 +134,12 @@ def test_any_text_has_a_vector(texts: list[str]) -> None:
 
 
 def test_collisions_are_as_rare_as_said() -> None:
-    """Cosines of 1,024 cells are those of 65,536 within about 1/√1024 (root mean square)."""
-    texts = TEXTS[::5]
-    fine, coarse = (HashedNgrams(dim).embed(texts).astype(float) for dim in (2**16, 1024))
+    """Cosines of 1,024 cells are those of 16,384 within about 1/√1024 (root mean square), and not higher or lower on average."""
+    texts = TEXTS[::8]
+    fine, coarse = (HashedNgrams(dim).embed(texts).astype(float) for dim in (2**14, 1024))
     error = (fine @ fine.T - coarse @ coarse.T)[np.triu_indices(len(texts), 1)]
-    assert math.sqrt(float((error**2).mean())) < 1 / 32
-    assert abs(float(error.mean())) < 0.002
+    assert math.sqrt(float((error**2).mean())) == pytest.approx(math.hypot(1 / 32, 1 / 128), rel=0.2)
+    assert abs(float(error.mean())) < 0.005
 
 
 def test_names_and_limits() -> None:

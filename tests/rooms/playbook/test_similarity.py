@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from postgrad.playbook.dedup import judge
-from postgrad.playbook.similarity import CONTRASTS, NEGATIONS, conflict, facts, normalise
+from postgrad.playbook.english import CONTRASTS, NEGATIONS
+from postgrad.playbook.similarity import conflict, facts, normalise
 
 LABELLED: list[dict[str, Any]] = [
     json.loads(line)
@@ -94,6 +96,7 @@ def test_a_form_is_its_own_form(text: str) -> None:
         ("Pay 5%.", "Pay 0.05.", "numbers: 5 against 0.05"),
         ("Shift by -5.", "Shift by 5.", "numbers: -5 against 5"),
         ("Due 2024-01-05.", "Due 2024-05-01.", "numbers: 2024-01-05 against 2024-05-01"),
+        ("Open order 1234567890123.", "Open order 1234567890124.", "numbers: 1234567890123 against 1234567890124"),
         ("Add 2 and 2.", "Add 2.", "numbers: 2 against none"),
         ("Wait 30 seconds.", "Wait 30 ms.", "units: s against ms"),
         ("Wait 30 s.", "Wait 30 min.", "units: s against min"),
@@ -129,6 +132,9 @@ def test_what_must_stay_apart(a: str, b: str, reason: str) -> None:
         ("Retry twice.", "Retry two times."),
         ("Retry three times.", "Retry it 3 times."),
         ("Cap it at 1,000.50 dollars.", "The cap is $1000.5"),
+        ("Send 10k rows.", "Send 10,000 rows."),
+        ("A step of 1e-3.", "A step of 0.0010."),
+        ("A limit of 1e999.", "A limit of 1e999!"),
         ("A 5-minute timeout.", "A timeout of five minutes."),
         ("A fee of 5%.", "A fee of 5 percent."),
         ("Don't guess names.", "Never guess names."),
@@ -178,6 +184,17 @@ def test_a_negation_put_in_anywhere_is_never_merged(text: str, word: str, data: 
 @given(st.sampled_from([text for text in TEXTS if facts(text).numbers]), st.integers(13, 10**6))
 def test_a_number_put_in_is_never_merged(text: str, number: int) -> None:
     assert judge(text, f"{text.rstrip('.')} {number}")[0] == "blocked"
+
+
+@pytest.mark.parametrize(
+    "piece", ["a-", "a/", "ab!", ".", "- ", "aB", "a.b", "1,", "'a ", "before a, ", "not ", "_", "²"]
+)
+def test_long_texts_are_read_in_bounded_time(piece: str) -> None:
+    """Untrusted text: nothing grows faster than the square of its length."""
+    text = piece * (2000 // len(piece))
+    begun = time.process_time()
+    judge(text + "x.", "y " + text + ".")
+    assert time.process_time() - begun < 2
 
 
 def test_the_table_of_opposites_is_well_formed() -> None:
