@@ -5,9 +5,9 @@ the Generator, knows a word's number only if a line of its prompt tells it ("zeb
 one counts, and a withdrawn line none. It cites the lines that it used.
 
 The Reflector sees the words' true numbers. Of each word that was missing or wrong it tells the right number with probability
-`reveal`, a wrong one with probability `mislead`, and else nothing; used lines are tagged as they are. The Curator words each
-insight in one of several ways; with probability `repeat` it adds again what the playbook has already. It updates lines that
-contradict, and merges what is shown to it as alike and says the same.
+`reveal`, a wrong one with probability `mislead`, and else nothing; a word that was right it tells again with probability `repeat`.
+Used lines are tagged as they are. The Curator words each insight in one of several ways. It updates lines that contradict, adds what
+it is told even if the playbook says it in other words, and merges what is shown to it as alike and says the same.
 
 All draws depend on (seed, key of the task, role) alone, so that they are the same in whatever order calls come. The prompts that it
 reads are those of the room: it finds playbook, task and reflection by the room's layout.
@@ -26,7 +26,7 @@ from typing import Any
 from postgrad.core.types import Prompt
 from postgrad.engines.chat import Call, Reply
 
-_WORDINGS = (
+WORDINGS = (
     "{word} counts {value}",
     "When a task names {word}, remember: {word} counts {value}",
     "The number behind {word} was confirmed: {word} counts {value}, whatever else is asked",
@@ -34,7 +34,7 @@ _WORDINGS = (
     "From experience, {word} counts {value} in every sum",
 )
 _RULE = re.compile(r"\b([a-z]+) counts (\d+)\b")
-_LINE = re.compile(r"^\[([a-z0-9_]+-\d+)\] (?:\(([^)]*)\) )?(.*)$", re.MULTILINE)
+_LINE = re.compile(r"^\[([a-z0-9_]+-\d+)\] (.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,7 @@ class Student:
 
     Attributes:
         rules: the hidden world.
-        reveal, mislead: of the Reflector.
-        repeat: of the Curator.
+        reveal, mislead, repeat: of the Reflector.
         latency_s: of each reply.
         seed: of all draws.
         calls: how many there were, by role.
@@ -141,6 +140,8 @@ class Student:
                 right = there[1] == self.rules.values[word]
                 tags.append({"id": there[0], "tag": "helpful" if right else "harmful"})
                 if right:
+                    if rng.random() < self.repeat:
+                        said.append(f"{word} counts {there[1]}")
                     continue
             draw = rng.random()
             if draw < self.reveal:
@@ -156,11 +157,11 @@ class Student:
         insights = dict(_RULE.findall(turn.partition("Reflection:")[2].partition("</data>")[0]))
         operations: list[dict[str, Any]] = []
         for word, value in insights.items():
-            line = rng.choice(_WORDINGS).format(word=word, value=value)
+            line = rng.choice(WORDINGS).format(word=word, value=value)
             there = known.get(word)
             if there is not None and there[1] != int(value):
                 operations.append({"type": "UPDATE", "id": there[0], "content": line})
-            elif there is None or rng.random() < self.repeat:
+            else:
                 operations.append({"type": "ADD", "section": "FORMULAS & CALCULATIONS", "content": line})
         for first, second in re.findall(r"^- (\[.*?) and (\[.*)$", turn, re.MULTILINE):
             a, b = read_lines(first), read_lines(second)
@@ -180,9 +181,9 @@ def words_of(question: str) -> list[str]:
 def read_lines(text: str) -> dict[str, tuple[str, int]]:
     """Word → (id, number), as the lines of a prompt tell it."""
     lines: dict[str, str] = {}
-    for id, _, content in _LINE.findall(text):
+    for id, content in _LINE.findall(text):
         lines.pop(id, None)
-        if content != "withdrawn" and not text.startswith("withdrawn"):
+        if content != "withdrawn":
             lines[id] = content
     return {word: (id, int(value)) for id, content in lines.items() for word, value in _RULE.findall(content)}
 

@@ -75,7 +75,8 @@ Instructions = Mapping[str, str]
 def instructions(role: str) -> str:
     """What a role is told by default, from `prompts/ROLE.md`."""
     text = files("postgrad.playbook").joinpath("prompts", f"{role}.md").read_text(encoding="utf-8")
-    return text.replace("{sections}", "; ".join(SECTIONS)).strip()
+    sections = "; ".join(f"{name} (ids begin with {slug})" for name, slug in SECTIONS.items())
+    return text.replace("{sections}", sections).strip()
 
 
 def generator_messages(

@@ -17,12 +17,12 @@ EMPTY = "(The playbook is still empty.)"
 
 
 def line(bullet: Bullet) -> str:
-    """A bullet in a prompt.
+    """A bullet in a prompt; the beginning of its id says the section.
 
     >>> line(Bullet("calc-00003", "FORMULAS & CALCULATIONS", "NPV = …", 8, 1))
-    '[calc-00003] (FORMULAS & CALCULATIONS) NPV = …'
+    '[calc-00003] NPV = …'
     """
-    return f"[{bullet.id}] ({bullet.section}) {bullet.text}"
+    return f"[{bullet.id}] {bullet.text}"
 
 
 def withdrawal(id: str) -> str:
