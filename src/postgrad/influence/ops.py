@@ -12,6 +12,7 @@ Shapes: C chains, S draws, Q queries, N training examples, K series, T tokens, M
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -281,6 +282,39 @@ def area_under_curve(scores: Float[Tensor, " N"], positive: Bool[Tensor, " N"]) 
     found, num_positive = ranks(scores), positive.sum()
     below = found[positive].sum() - num_positive * (num_positive - 1) / 2
     return below / (num_positive * (~positive).sum())
+
+
+# -- curvature -------------------------------------------------------------------------------------------------------
+
+
+def largest_eigenvalue(
+    product: Callable[[Tensor], Tensor], start: Float[Tensor, " D"], num_steps: int
+) -> Float[Tensor, ""]:
+    """Of a symmetric matrix, from below, by Lanczos' method: the largest Ritz value of the Krylov space, the most that so many
+    products can tell; power iteration takes about the square of their number. NaN if a product is not finite.
+
+    Args:
+        product: the matrix times a unit vector.
+        start: any direction, not 0.
+        num_steps: products, D at most. Three vectors are held.
+
+    >>> matrix = torch.tensor([[2.0, 1.0], [1.0, 2.0]])  # eigenvalues 1 and 3
+    >>> round(largest_eigenvalue(lambda vector: matrix @ vector, torch.tensor([1.0, 0.0]), 2).item(), 5)
+    3.0
+    """
+    vector, previous = start / start.norm(), torch.zeros_like(start)
+    diagonal: list[Tensor] = []
+    beside: list[Tensor] = [torch.zeros_like(start[0])]
+    for _ in range(min(num_steps, len(start))):
+        found = product(vector) - beside[-1] * previous
+        diagonal.append(vector @ found)
+        found = found - diagonal[-1] * vector
+        beside.append(found.norm())
+        previous, vector = vector, found / beside[-1].clamp(min=torch.finfo(start.dtype).tiny)
+    off = torch.stack(beside)[1:-1]
+    ritz = (torch.stack(diagonal).diag() + off.diag(1) + off.diag(-1)).double()
+    finite = ritz.isfinite().all()
+    return torch.where(finite, torch.linalg.eigvalsh(torch.where(finite, ritz, 0.0))[-1], torch.nan)
 
 
 # -- steps of chains -------------------------------------------------------------------------------------------------
