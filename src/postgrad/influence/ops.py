@@ -90,7 +90,9 @@ def mean_and_error(per_chain: Float[Tensor, "C *"]) -> tuple[Float[Tensor, "*"],
     chains = len(per_chain)
     if chains < 2:
         return per_chain.mean(0), torch.full_like(per_chain[0], torch.nan)
-    return per_chain.mean(0), per_chain.std(0) / chains**0.5
+    mean = per_chain.mean(0)
+    variance = (per_chain - mean).square().sum(0) / (chains - 1)  # `std(0)` takes ten times as long
+    return mean, (variance / chains).sqrt()
 
 
 def correlation(query: Float[Tensor, "C S Q"], train: Float[Tensor, "C S N"]) -> Float[Tensor, "Q N"]:
@@ -211,11 +213,14 @@ def ranks(values: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch N"]:
     >>> ranks(torch.tensor([5.0, 1.0, 5.0, 7.0])).tolist()
     [1.5, 0.0, 1.5, 3.0]
     """
-    ordered = values.sort(-1).values.contiguous()
-    values = values.contiguous()
-    below = torch.searchsorted(ordered, values)
-    not_above = torch.searchsorted(ordered, values, right=True)
-    return (below + not_above - 1).double() / 2
+    ordered, order = values.sort(-1)
+    place = torch.arange(values.shape[-1], device=values.device).expand_as(values)
+    starts = torch.ones_like(values, dtype=torch.bool)  # where a run of equal values starts
+    starts[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
+    first = torch.where(starts, place, 0).cummax(-1).values
+    ends = torch.where(starts.roll(-1, -1), place, values.shape[-1])
+    last = ends.flip(-1).cummin(-1).values.flip(-1)
+    return torch.empty_like(values, dtype=torch.float64).scatter_(-1, order, (first + last).double() / 2)
 
 
 def spearman(first: Float[Tensor, "*batch N"], second: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch"]:

@@ -88,14 +88,17 @@ class Posterior:
     def losses_and_gradient(self, batches: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """In one pass over these examples at the present weights, their losses [N], 0 of all others, and an unbiased gradient of
         the weighted mean loss of all [D]."""
-        found = torch.zeros(len(self.train), device=self.basis.device)
+        order = torch.tensor([index for batch in batches for index in batch], device=self.basis.device)
+        weights = self.train.weights[order].split([len(batch) for batch in batches])
+        values: list[Tensor] = []
         total: list[Tensor] | None = None
-        for batch in batches:
+        for batch, weight in zip(batches, weights, strict=True):
             losses = self.train.losses(batch)
-            found[batch] = losses.detach().float()
-            part = self._gradient((losses * self.train.weights[batch]).sum())
-            total = _add(total, part)
-        scale = len(self.train) / sum(map(len, batches))
+            values.append(losses.detach().float())
+            total = _add(total, self._gradient((losses * weight).sum()))
+        found = torch.zeros(len(self.train), device=self.basis.device)
+        found[order] = torch.cat(values)
+        scale = len(self.train) / len(order)
         return found, self.basis.to_flat(total or []) * scale / self.train.weights.sum()
 
     def complete(self, losses: Tensor, batches: Sequence[Sequence[int]]) -> Tensor:
@@ -167,7 +170,9 @@ def chain_seed(config: InfluenceConfig, number: int) -> int:
 
 
 def _add(total: list[Tensor] | None, part: list[Tensor]) -> list[Tensor]:
-    return part if total is None else [a.add_(b) for a, b in zip(total, part, strict=True)]
+    if total is not None:
+        torch._foreach_add_(total, part)
+    return total or part
 
 
 class Draws(NamedTuple):
