@@ -206,3 +206,37 @@ def test_rmsprop_by_hand() -> None:
     )
     assert squares.item() == 1  # ¼·2²
     assert new.item() == pytest.approx(1 - 0.02 * 0.5 * 25 + 0.02**0.5)
+
+
+# -- curvature -------------------------------------------------------------------------------------------------------
+
+
+def symmetric(size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    axes, _ = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
+    values = torch.linspace(-1, 1, size, dtype=torch.float64) ** 3 * 4  # most of them small, of both signs
+    return axes @ values.diag() @ axes.T
+
+
+def test_largest_eigenvalue_is_exact_with_as_many_steps_as_dimensions() -> None:
+    found = ops.largest_eigenvalue(lambda vector: symmetric(6) @ vector, torch.ones(6).double(), 99)
+    assert found.item() == pytest.approx(4.0, rel=1e-6)
+
+
+def test_largest_eigenvalue_is_that_of_the_krylov_space() -> None:
+    matrix, steps = symmetric(40), 7
+    start = torch.randn(40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    powers = [start]
+    while len(powers) < steps:
+        powers.append(matrix @ powers[-1])
+    axes, _ = torch.linalg.qr(torch.stack(powers, 1))
+    expected = torch.linalg.eigvalsh(axes.T @ matrix @ axes)[-1]
+    found = ops.largest_eigenvalue(lambda vector: matrix @ vector, start, steps)
+    torch.testing.assert_close(found, expected)
+    last = powers[-1] / powers[-1].norm()
+    assert last @ matrix @ last < found <= 4.0  # what as many products of power iteration know
+
+
+def test_largest_eigenvalue_is_not_finite_where_a_product_is_not() -> None:
+    assert ops.largest_eigenvalue(lambda vector: vector * torch.nan, torch.ones(3), 2).isnan()
+    assert ops.largest_eigenvalue(lambda vector: 2 * vector, torch.ones(3), 3).item() == pytest.approx(2.0)

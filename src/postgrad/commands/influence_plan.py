@@ -102,7 +102,7 @@ def _print(found: dict[str, Any], sizes: Any, config: InfluenceConfig) -> None:
         )
     print(
         f"passes   {found['gradient_examples']:,} examples forward and backward, {found['forward_examples']:,} forward, "
-        f"{found['hessian_examples']:,} through a Hessian product: {found['flops']:.2e} FLOP (estimate)"
+        f"{found['curvature_examples']:,} forward and backward for the curvature: {found['flops']:.2e} FLOP (estimate)"
     )
     meaning = dict(_MEANING)
     if config.method not in SAMPLED:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from postgrad.influence import baselines
 from postgrad.influence.baselines import Visits
@@ -27,7 +28,6 @@ from postgrad.influence.ekfac import LayerBasis
 from postgrad.influence.examples import Examples, Texts
 from postgrad.influence.layers import Layer
 from postgrad.influence.result import Result
-from postgrad.influence.sampler import twice_differentiable
 from postgrad.influence.tokens import MAX_TOKEN_BYTES, NO_TOKENS, TokenExamples
 
 MAX_TOKENS = 30_000
@@ -195,7 +195,7 @@ def token_derivatives(
         pairs: (number of a direction, index of an example), examples of one pass.
         directions: of each, a matrix [O, I] for every layer.
     """
-    with twice_differentiable():
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
         with _watching(layers) as calls:
             losses, counts = examples.token_losses([index for _, index in pairs])
         weights = torch.ones_like(losses, requires_grad=True)

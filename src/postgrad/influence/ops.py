@@ -12,6 +12,7 @@ Shapes: C chains, S draws, Q queries, N training examples, K series, T tokens, M
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -89,7 +90,9 @@ def mean_and_error(per_chain: Float[Tensor, "C *"]) -> tuple[Float[Tensor, "*"],
     chains = len(per_chain)
     if chains < 2:
         return per_chain.mean(0), torch.full_like(per_chain[0], torch.nan)
-    return per_chain.mean(0), per_chain.std(0) / chains**0.5
+    mean = per_chain.mean(0)
+    variance = (per_chain - mean).square().sum(0) / (chains - 1)  # `std(0)` takes ten times as long
+    return mean, (variance / chains).sqrt()
 
 
 def correlation(query: Float[Tensor, "C S Q"], train: Float[Tensor, "C S N"]) -> Float[Tensor, "Q N"]:
@@ -210,11 +213,14 @@ def ranks(values: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch N"]:
     >>> ranks(torch.tensor([5.0, 1.0, 5.0, 7.0])).tolist()
     [1.5, 0.0, 1.5, 3.0]
     """
-    ordered = values.sort(-1).values.contiguous()
-    values = values.contiguous()
-    below = torch.searchsorted(ordered, values)
-    not_above = torch.searchsorted(ordered, values, right=True)
-    return (below + not_above - 1).double() / 2
+    ordered, order = values.sort(-1)
+    place = torch.arange(values.shape[-1], device=values.device).expand_as(values)
+    starts = torch.ones_like(values, dtype=torch.bool)  # where a run of equal values starts
+    starts[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
+    first = torch.where(starts, place, 0).cummax(-1).values
+    ends = torch.where(starts.roll(-1, -1), place, values.shape[-1])
+    last = ends.flip(-1).cummin(-1).values.flip(-1)
+    return torch.empty_like(values, dtype=torch.float64).scatter_(-1, order, (first + last).double() / 2)
 
 
 def spearman(first: Float[Tensor, "*batch N"], second: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch"]:
@@ -281,6 +287,39 @@ def area_under_curve(scores: Float[Tensor, " N"], positive: Bool[Tensor, " N"]) 
     found, num_positive = ranks(scores), positive.sum()
     below = found[positive].sum() - num_positive * (num_positive - 1) / 2
     return below / (num_positive * (~positive).sum())
+
+
+# -- curvature -------------------------------------------------------------------------------------------------------
+
+
+def largest_eigenvalue(
+    product: Callable[[Tensor], Tensor], start: Float[Tensor, " D"], num_steps: int
+) -> Float[Tensor, ""]:
+    """Of a symmetric matrix, from below, by Lanczos' method: the largest Ritz value of the Krylov space, the most that so many
+    products can tell; power iteration takes about the square of their number. NaN if a product is not finite.
+
+    Args:
+        product: the matrix times a unit vector.
+        start: any direction, not 0.
+        num_steps: products, D at most. Three vectors are held.
+
+    >>> matrix = torch.tensor([[2.0, 1.0], [1.0, 2.0]])  # eigenvalues 1 and 3
+    >>> round(largest_eigenvalue(lambda vector: matrix @ vector, torch.tensor([1.0, 0.0]), 2).item(), 5)
+    3.0
+    """
+    vector, previous = start / start.norm(), torch.zeros_like(start)
+    diagonal: list[Tensor] = []
+    beside: list[Tensor] = [torch.zeros_like(start[0])]
+    for _ in range(min(num_steps, len(start))):
+        found = product(vector) - beside[-1] * previous
+        diagonal.append(vector @ found)
+        found = found - diagonal[-1] * vector
+        beside.append(found.norm())
+        previous, vector = vector, found / beside[-1].clamp(min=torch.finfo(start.dtype).tiny)
+    off = torch.stack(beside)[1:-1]
+    ritz = (torch.stack(diagonal).diag() + off.diag(1) + off.diag(-1)).double()
+    finite = ritz.isfinite().all()
+    return torch.where(finite, torch.linalg.eigvalsh(torch.where(finite, ritz, 0.0))[-1], torch.nan)
 
 
 # -- steps of chains -------------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ class Plan:
 
     Attributes:
         forward_examples, gradient_examples: how many examples go forward only, and forward and backward.
-        hessian_examples: and how many through a product with the Hessian.
+        curvature_examples: and how many more forward and backward to measure the largest curvature.
         flops: multiplications and additions of it all.
         weights_bytes: the model as loaded, its float32 copies, and the chosen weights that displacements are added to.
         factors_bytes: axes and eigenvalues of EK-FAC.
@@ -122,7 +122,7 @@ class Plan:
 
     forward_examples: int
     gradient_examples: int
-    hessian_examples: int
+    curvature_examples: int
     flops: float
     weights_bytes: int
     factors_bytes: int
@@ -249,7 +249,7 @@ def _checked(sizes: Sizes, config: InfluenceConfig) -> bool:
 
 
 def _count(sizes: Sizes, config: InfluenceConfig) -> tuple[int, int, int]:
-    """Examples that go forward, forward and backward, and through a Hessian product."""
+    """Examples that go forward; forward and backward; and so for the largest curvature."""
     n, q = sizes.num_train, sizes.num_queries
     forward = n + q  # at the model's own weights
     gradient = 2 * n if _has_factors(config) else 0
@@ -268,11 +268,10 @@ def _count(sizes: Sizes, config: InfluenceConfig) -> tuple[int, int, int]:
     for slower in (1, 2) if _checked(sizes, config) else (1,):
         steps = slower * (config.burn_in + (config.most_draws - 1) * config.thin) + 1
         gradient += config.chains * steps * each
-        forward += config.chains * config.most_draws * (q if whole else n + q)
+        forward += config.chains * config.most_draws * (n - each + q)
     batches = -(-CURVATURE_EXAMPLES // config.batch_size)
-    curved = CURVATURE_STEPS * min(n, batches * config.batch_size)
-    hessian = curved if config.method in ("langevin", "sgld") else 0
-    return forward, gradient, hessian
+    curved = (CURVATURE_STEPS + 1) * min(n, batches * config.batch_size)
+    return forward, gradient, curved if config.method in ("langevin", "sgld") else 0
 
 
 def shown_examples(sizes: Sizes, config: InfluenceConfig) -> tuple[int, int]:
@@ -301,14 +300,14 @@ def gradient_parts(num_queries: int, num_weights: int, batch_size: int) -> int:
     return parts
 
 
-def _flops(sizes: Sizes, config: InfluenceConfig, forward: int, gradient: int, hessian: int) -> float:
-    """2·M a token forward, 6·M with the way back, 18·M for a product with the Hessian; the rotations 4·(O²·I + O·I²) of a step
+def _flops(sizes: Sizes, config: InfluenceConfig, forward: int, gradient: int, curved: int) -> float:
+    """2·M a token forward, 6·M with the way back; the rotations 4·(O²·I + O·I²) of a step
     (half of it in laplace), 2·min(O²·I + O·I², T·(O² + I²)) for each example whose gradient is rotated; factors 2·T·(O² + I²)
     with their eigenvectors 9·(O³ + I³); the covariances 2·C·S·Q·N, and of tokens 2·C·S·(T_q·N + Q·T_n). A pass for tokens
     along a direction takes 2·D a token more than one with the way back."""
     n, q = sizes.num_train, sizes.num_queries
     width = (sizes.train_tokens + sizes.query_tokens) / (n + q)
-    total = width * sizes.num_multiplied * (2.0 * forward + 6.0 * gradient + 18.0 * hessian)
+    total = width * sizes.num_multiplied * (2.0 * forward + 6.0 * (gradient + curved))
     rotation = 2.0 * sum(rows * columns * (rows + columns) for rows, columns in sizes.layers)
     each = sum(2.0 * min(o * i * (o + i), width * (o**2 + i**2)) for o, i in sizes.layers)
     if _has_factors(config):

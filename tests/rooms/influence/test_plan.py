@@ -75,29 +75,29 @@ def test_passes_are_those_of_a_run(
         monkeypatch.setattr(plan, "GRADIENT_FLOATS", 2 * sizes.num_sampled)
         sizes, found, _ = planned(model, options)
     counts: Counter[str] = Counter()
-    predict, hessian = Texts._predict, Posterior._hessian_product
+    predict, some_gradient = Texts._predict, Posterior._some_gradient
     inside = False
 
     def count(self: Texts, indices: Any) -> Any:
-        kind = "hessian" if inside else "gradient" if torch.is_grad_enabled() else "forward"
+        kind = "curvature" if inside else "gradient" if torch.is_grad_enabled() else "forward"
         counts[kind] += len(indices)
         return predict(self, indices)
 
-    def product(self: Posterior, flat: Any) -> Any:
+    def gradient(self: Posterior) -> Any:
         nonlocal inside
         inside = True
         try:
-            return hessian(self, flat)
+            return some_gradient(self)
         finally:
             inside = False
 
     monkeypatch.setattr(Texts, "_predict", count)
-    monkeypatch.setattr(Posterior, "_hessian_product", product)
+    monkeypatch.setattr(Posterior, "_some_gradient", gradient)
     run(model, ROWS, ROWS[:3], **options)
-    assert (counts["forward"], counts["gradient"], counts["hessian"]) == (
+    assert (counts["forward"], counts["gradient"], counts["curvature"]) == (
         found.forward_examples,
         found.gradient_examples,
-        found.hessian_examples,
+        found.curvature_examples,
     )
 
 

@@ -11,7 +11,7 @@ from tests.rooms.influence.problems import Labels, Regression, regression
 from torch import Tensor, nn
 
 from postgrad.core.errors import ConfigError, SamplingError
-from postgrad.influence import baselines
+from postgrad.influence import baselines, sampler
 from postgrad.influence.api import run
 from postgrad.influence.config import InfluenceConfig
 from postgrad.influence.ekfac import LayerBasis, example_gradients, fit
@@ -108,6 +108,37 @@ def test_largest_curvature_is_that_of_the_hessian() -> None:
         found = posterior.largest_curvature(torch.Generator().manual_seed(0))
     x = train.x
     assert found == pytest.approx(float(torch.linalg.eigvalsh(x.T @ x).max()) + LAMBDA * len(x), rel=1e-3)
+
+
+@pytest.mark.parametrize(("steps", "error"), [(8, 0.1), (30, 0.005)])
+def test_largest_curvature_of_a_classifier_on_preconditioned_axes(
+    steps: int, error: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sampler.CURVATURE_STEPS == 8
+    monkeypatch.setattr(sampler, "CURVATURE_STEPS", steps)
+    module, train, _ = classifier()
+    train.weights = torch.arange(1.0, 17.0)
+    names = [name for name, _ in module.named_parameters()]
+    config = InfluenceConfig(method="langevin", damping=0.01, beta=1.0, batch_size=5)
+    with borrowed(module, choose_parameters(module, ".*")) as parameters:
+        basis = PlainBasis(parameters)
+        posterior = Posterior(parameters, train, basis, config)
+        posterior.precision = torch.linspace(0.5, 2.0, basis.size)
+        place = [parameter.detach().clone() for parameter in parameters]
+
+        def mean_loss(flat: Tensor) -> Tensor:
+            weights = dict(zip(names, basis.from_flat(flat), strict=True))
+            said = torch.func.functional_call(module, weights, (train.x,))
+            losses = F.cross_entropy(said, train.y, reduction="none")
+            return (losses * train.weights).sum() / train.weights.sum()
+
+        hessian = torch.autograd.functional.hessian(mean_loss, basis.to_flat(place))
+        found = posterior.largest_curvature(torch.Generator().manual_seed(0))
+        for parameter, before in zip(parameters, place, strict=True):
+            assert torch.equal(parameter.detach(), before)
+    root = posterior.precision.rsqrt()
+    whole = posterior.num_tempered * hessian + posterior.localization * torch.eye(basis.size)
+    assert found == pytest.approx(float(torch.linalg.eigvalsh(root[:, None] * whole * root).max()), rel=error)
 
 
 # -- a classifier ----------------------------------------------------------------------------------------------------
@@ -266,10 +297,19 @@ def test_gradients_of_parts_average_to_the_whole() -> None:
     config = InfluenceConfig(method="langevin", gradient_examples=4, batch_size=3, beta=1.0)
     with borrowed(module, choose_parameters(module, "")) as parameters:
         posterior = Posterior(parameters, train, PlainBasis(parameters), config)
-        losses, gradient = posterior.losses_and_gradient()
+        everything = train.batches(5)
+        losses, gradient = posterior.losses_and_gradient(everything)
         torch.testing.assert_close(losses, posterior.losses(train))
+        assert torch.equal(posterior.complete(losses.clone(), everything), losses)
         generator = torch.Generator().manual_seed(0)
-        parts = torch.stack([posterior.sampled_gradient(generator) for _ in range(400)])
+        found: list[Tensor] = []
+        for _ in range(400):
+            chosen = posterior.step_batches(generator)
+            some, part = posterior.losses_and_gradient(chosen)
+            assert int((some != 0).sum()) == 4 == sum(map(len, chosen))
+            torch.testing.assert_close(posterior.complete(some, chosen), losses)
+            found.append(part)
+    parts = torch.stack(found)
     error = parts.std(0) / 20
     assert ((parts.mean(0) - gradient) / error).abs().max() < 4.5
 
