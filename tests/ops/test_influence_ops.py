@@ -100,6 +100,28 @@ def test_effective_sample_size_is_that_of_theory(rho: float) -> None:
     assert ops.effective_sample_size(torch.ones(2, 10, 1)).item() == 20
 
 
+@pytest.mark.parametrize(
+    ("rho", "chains", "steps"), [(0.0, 1, 60), (0.6, 1, 400), (0.6, 4, 100), (0.9, 4, 300)]
+)
+def test_the_interval_of_a_mean_covers_it_as_often_as_it_says(rho: float, chains: int, steps: int) -> None:
+    """Of 300 intervals 95 % are 285 ± 8 (two deviations); the estimated effective number costs some."""
+    found = [ops.mean_interval(ar1(rho, chains, steps, seed=2 * seed)[..., 0]) for seed in range(300)]
+    assert 272 <= sum(one.low <= 0 <= one.high for one in found) <= 297
+    exact = 1.96 * ((1 + rho) / (1 - rho) / (chains * steps)) ** 0.5
+    width = sum(one.high - one.value for one in found) / 300
+    assert width == pytest.approx(exact, rel=0.2)
+
+
+def test_chains_in_different_places_widen_the_interval() -> None:
+    apart = ar1(0.0, 4, 100)[..., 0]
+    narrow = ops.mean_interval(apart)
+    wide = ops.mean_interval(apart + torch.tensor([-3.0, -1.0, 1.0, 3.0])[:, None])
+    assert wide.value == pytest.approx(narrow.value)
+    assert wide.high - wide.low > 20 * (narrow.high - narrow.low)
+    means = torch.tensor([-3.0, -1.0, 1.0, 3.0])
+    assert wide.high - wide.value > 1.96 * float(means.std()) / 2  # no narrower than by the four means
+
+
 def test_drift_and_common_mode() -> None:
     still = random(2, 400, 3)
     assert ops.drift(still).abs().max() < 0.15

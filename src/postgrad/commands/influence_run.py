@@ -218,6 +218,7 @@ def _record(result: Any) -> dict[str, Any]:
         "problems": result.problems,
         "withheld": withheld(result.problems) if result.problems else "",
         "diagnostics": result.diagnostics,
+        "llc": None if result.llc is None else result.llc._asdict(),
         "checkpoints": [
             {
                 "checkpoint": part.checkpoint,

@@ -41,6 +41,7 @@ def show_record(record: Mapping[str, Any], count: int, *, anyway: bool = False) 
     )
     if record.get("checkpoints"):
         print_rows(*_checkpoints(record))
+    print(_learning_coefficient(record))
     for note in record["notes"]:
         print(f"note: {note}")
     if record["problems"] and not anyway:
@@ -63,6 +64,9 @@ def rewrite_report(run: Run) -> Path:
             if diagnostics.get(key) is not None
         ),
     ]
+    if (llc := record.get("llc")) is not None:
+        ends = f"95 % {format_number(llc['low'])} to {format_number(llc['high'])}"
+        headlines.append(Headline("learning coefficient", format_number(llc["value"]), ends))
     tables = [
         Table(
             "Diagnostics",
@@ -79,7 +83,8 @@ def rewrite_report(run: Run) -> Path:
             Table(f"{query['id']}: {_short(query['text'], 300)}", _HEADER, _ranking(query, 15, 300), _SIGN)
             for query in record["queries"][shaded:]
         ]
-    notes = [*record["notes"], *([record["withheld"]] if record["problems"] else [])]
+    notes = [_learning_coefficient(record), *record["notes"]]
+    notes += [record["withheld"]] if record["problems"] else []
     return write_report(
         run,
         headlines=headlines,
@@ -88,6 +93,18 @@ def rewrite_report(run: Run) -> Path:
         heatmaps=maps,
         notes=notes,
         derived=True,
+    )
+
+
+def _learning_coefficient(record: Mapping[str, Any]) -> str:
+    """With its interval, or why there is none."""
+    llc = record.get("llc")
+    if llc is None:
+        return "No local learning coefficient: it takes chains (methods langevin, sgld, rmsprop)."
+    value, low, high = (format_number(llc[name]) for name in ("value", "low", "high"))
+    return (
+        f"Local learning coefficient, nβ(E[L] − L(w*)): {value}, 95 % interval {low} to {high} by the effective number of draws. "
+        "It is that of the sampled weights as λ holds them, and knows nothing of places where no chain has been."
     )
 
 

@@ -149,7 +149,10 @@ GLOSSARY: dict[str, str] = {
     "diagnostics/drift": "Correlation of a loss with time, worst over the same losses; 0 = none (0 to 1).",
     "diagnostics/common_mode": "Share of the variance of all training losses that their mean explains; near 1 scores cannot tell "
     "examples apart (0 to 1).",
-    "diagnostics/llc": "Local learning coefficient nβ(E[L] − L(w*)); below 0 the weights are no minimum (no unit).",
+    "diagnostics/llc": "Local learning coefficient nβ(E[L] − L(w*)) of the weights as λ holds them: half as many as the data "
+    "determine; below 0 they are no minimum (no unit).",
+    "diagnostics/llc_low": "Lower end of its 95 % interval, from all chains' variance and effective draws (no unit).",
+    "diagnostics/llc_high": "Upper end of the same interval (no unit).",
     "diagnostics/distance": "Mean distance of draws from the weights (unit of the weights).",
     "diagnostics/stability": "Rank correlation of the scores with those of as many other chains, median over queries (-1 to 1).",
     "diagnostics/agreement": "Rank correlation with the scores at half the step, median over queries (-1 to 1).",

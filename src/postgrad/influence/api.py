@@ -311,7 +311,9 @@ def _sampled(
         posterior, queries, step, keeper=files, tokens=sides if isinstance(sides, tuple) else None
     )
 
-    loss_at_centre = float((losses * train.weights).sum() / train.weights.sum())
+    loss_at_centre = None  # the law of Laplace draws is not the posterior: it gives no learning coefficient
+    if config.method != "laplace":
+        loss_at_centre = float((losses * train.weights).sum() / train.weights.sum())
 
     def judge(draws: Draws, per_chain: Tensor | None = None) -> dict[str, float]:
         per_chain = from_draws(draws)[0] if per_chain is None else per_chain

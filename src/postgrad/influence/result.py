@@ -60,6 +60,16 @@ class Result:
     draws: Draws | None = None
     tokens: TokenView | None = None
 
+    @property
+    def llc(self) -> ops.Interval | None:
+        """Local learning coefficient of the sampled weights as λ holds them, with its 95 % interval (of the draws alone: not of a
+        step that is too large, nor of places where no chain has been). None of a method without chains."""
+        if "diagnostics/llc" not in self.diagnostics:
+            return None
+        return ops.Interval(
+            *(self.diagnostics[f"diagnostics/{name}"] for name in ("llc", "llc_low", "llc_high"))
+        )
+
     def proponents(self, query: int = 0, count: int = 10, *, anyway: bool = False) -> list[Ranked]:
         """Training examples with the highest scores, best first.
 
@@ -109,9 +119,13 @@ def from_draws(draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def diagnose(
-    draws: Draws, weights: Tensor, loss_at_centre: float, num_tempered: float, per_chain: Tensor
+    draws: Draws, weights: Tensor, loss_at_centre: float | None, num_tempered: float, per_chain: Tensor
 ) -> dict[str, float]:
-    """What the draws themselves say about their quality. Worst over the mean training loss and every query's loss."""
+    """What the draws themselves say about their quality. Worst over the mean training loss and every query's loss.
+
+    Args:
+        loss_at_centre: mean training loss at w*; None = the draws are not of the posterior, and there is no LLC.
+    """
     train = draws.train.double()
     share = (weights / weights.sum()).double()
     mean = (train * share).sum(-1, keepdim=True)
@@ -126,12 +140,20 @@ def diagnose(
         "diagnostics/ess": float(ops.effective_sample_size(series).min()),
         "diagnostics/drift": float(ops.drift(series).abs().max()),
         "diagnostics/common_mode": float(ops.common_mode(train)),
-        "diagnostics/llc": float(ops.local_learning_coefficient(mean.mean(), loss_at_centre, num_tempered)),
         "diagnostics/distance": float(draws.distance.mean()),
     }
+    if loss_at_centre is not None:
+        found |= _learning_coefficient(mean[..., 0], loss_at_centre, num_tempered)
     if train.shape[-1] > 2:
         found["diagnostics/stability"] = float(ops.rank_stability(per_chain).median())
     return found
+
+
+def _learning_coefficient(mean: Tensor, loss_at_centre: float, num_tempered: float) -> dict[str, float]:
+    """With its interval, from mean training losses [C, S]."""
+    interval = ops.mean_interval(ops.local_learning_coefficient(mean, loss_at_centre, num_tempered))
+    names = ("llc", "llc_low", "llc_high")
+    return {f"diagnostics/{name}": value for name, value in zip(names, interval, strict=True)}
 
 
 def find_problems(diagnostics: dict[str, float], config: InfluenceConfig) -> list[str]:

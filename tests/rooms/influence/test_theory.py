@@ -100,6 +100,63 @@ def test_small_temperature_leaves_the_leading_order_alone() -> None:
     assert gap[1] < 1e-4 < gap[0]  # EK-FAC scales by 1/β exactly; the covariance has more terms
 
 
+def exact_llc(train: Regression, damping: float) -> float:
+    """½·Σ h/(h + λ) over the Hessian's eigenvalues h: E of a quadratic under its own Gaussian."""
+    h = torch.linalg.eigvalsh(train.x.double().T @ train.x.double() / len(train))
+    return 0.5 * float((h / (h + damping)).sum())
+
+
+@pytest.mark.parametrize("damping", [1e-6, LAMBDA])
+@pytest.mark.parametrize("chains", [1, 3])
+def test_the_learning_coefficient_is_half_the_weights_or_as_lambda_leaves_them(
+    damping: float, chains: int
+) -> None:
+    """d/2 of a regular model of d weights (2308.12108), within an interval that excludes one weight more or less."""
+    module, train, queries = regression()
+    options = {
+        "method": "langevin",
+        "beta": 1.0,
+        "step_size": 1.5,
+        "burn_in": 20,
+        "thin": 1,
+        "check_step": False,
+    }
+    result = run(module, train, queries, **options, damping=damping, chains=chains, draws=2400 // chains)
+    expected = exact_llc(train, damping)
+    if damping < 1e-3:
+        assert expected == pytest.approx(2.0, abs=1e-3)  # 4 weights
+    assert result.llc is not None
+    assert result.llc.low < expected < result.llc.high
+    assert result.llc.high - result.llc.low < 0.5
+    assert result.llc.value == result.diagnostics["diagnostics/llc"]
+
+
+def test_the_interval_of_the_learning_coefficient_covers_it_over_seeds() -> None:
+    module, train, queries = regression()
+    options = {
+        "method": "langevin",
+        "beta": 1.0,
+        "step_size": 1.5,
+        "burn_in": 10,
+        "thin": 1,
+        "check_step": False,
+    }
+    expected = exact_llc(train, LAMBDA)
+    found = [
+        run(module, train, queries, **options, damping=LAMBDA, chains=2, draws=60, seed=seed).llc
+        for seed in range(40)
+    ]
+    assert sum(one is not None and one.low <= expected <= one.high for one in found) >= 34
+
+
+@pytest.mark.parametrize("method", ["stein", "ekfac", "gradient", "laplace"])
+def test_there_is_no_learning_coefficient_without_chains(method: str) -> None:
+    module, train, queries = regression()
+    result = run(module, train, queries, method=method, draws=8)
+    assert result.llc is None
+    assert not any("llc" in key for key in result.diagnostics)
+
+
 def test_largest_curvature_is_that_of_the_hessian() -> None:
     module, train, _ = regression()
     config = InfluenceConfig(method="langevin", damping=LAMBDA, beta=1.0)
