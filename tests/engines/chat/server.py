@@ -54,7 +54,7 @@ class ChatServer(ThreadingHTTPServer):
 
     Attributes:
         requests: bodies in order of arrival.
-        keys: their Authorization headers.
+        headers: their headers, with names in lower case.
         peak: most requests that were being answered at the same time.
     """
 
@@ -65,7 +65,7 @@ class ChatServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.script = script
         self.requests: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
+        self.headers: list[dict[str, str]] = []
         self.peak = 0
         self.release = threading.Event()
         self.lock = threading.Lock()
@@ -112,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             with self.server.lock:
                 self.server.requests.append(request)
-                self.server.keys.append(self.headers.get("Authorization"))
+                self.server.headers.append({name.lower(): value for name, value in self.headers.items()})
                 made = self.server.script(request)
             answer = Answer(made) if isinstance(made, str) else made
             if answer.latency_s:

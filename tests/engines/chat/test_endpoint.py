@@ -76,7 +76,8 @@ def test_a_reply_with_its_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (body["model"], body["temperature"], body["max_tokens"], body["top_k"]) == ("m", 0.5, 2048, 5)
         assert body["messages"] == [{"role": "user", "content": "Hi"}]
         assert "response_format" not in body
-        assert server.keys == [f"Bearer {KEY}"]
+        assert server.headers[0]["authorization"] == f"Bearer {KEY}"
+        assert server.headers[0]["accept-encoding"] == "identity"
 
 
 def test_what_is_not_given_is_not_sent_and_what_is_not_said_is_unknown() -> None:
@@ -155,7 +156,8 @@ def test_a_server_that_drips_or_hangs_is_given_up_in_time(
     monkeypatch.setattr(endpoint, "_SLACK_S", 0.5)
     with ChatServer(lambda _: Answer("x", fault=fault)) as server:
         begun = time.monotonic()
-        with pytest.raises(ChatError, match="gave no reply to '0'"):
+        limit = "0.8 s, all tries together" if fault == "drip_headers" else r"0\.3 s \(1 try\)"
+        with pytest.raises(ChatError, match=rf"gave no reply to '0' (with)?in {limit}"):
             one(EndpointChat(config(server, timeout_s=0.3)), call())
         assert time.monotonic() - begun < 3
         assert len(server.requests) == 1
@@ -171,7 +173,10 @@ def test_endless_and_compressed_replies_are_not_read() -> None:
     with ChatServer(in_turn(bomb)) as server, pytest.raises(ChatError, match="longer than"):
         one(EndpointChat(config(server, max_tokens=100)), call())
     zipped = Answer("x", headers={"Content-Encoding": "gzip"})
-    with ChatServer(in_turn(zipped)) as server, pytest.raises(ChatError, match="encoding 'gzip'"):
+    with (
+        ChatServer(in_turn(zipped)) as server,
+        pytest.raises(ChatError, match=r"compressed encoding \(gzip\)"),
+    ):
         one(EndpointChat(config(server)), call())
 
 
@@ -191,8 +196,9 @@ def test_errors_say_what_to_do_and_never_show_the_key(
     monkeypatch.setenv("MY_KEY", KEY)
     for answer in (
         Answer(f"bad key {KEY}", status=status),
-        Answer(status=status, body="y" * 285 + KEY + "z" * 90),
-        Answer(body="y" * 285 + KEY),
+        Answer(status=status, body=KEY * 40),
+        Answer(body=KEY * 40),
+        Answer(headers={"Content-Encoding": KEY}),
     ):
         with ChatServer(in_turn(answer)) as server, pytest.raises(ChatError) as caught:
             one(EndpointChat(config(server, api_key_env="MY_KEY")), call())
@@ -366,6 +372,11 @@ def test_one_chat_serves_several_event_loops() -> None:
     with ChatServer(lambda _: "x") as server:
         chat = EndpointChat(config(server))
         assert [one(chat, call(key=str(n))).text for n in range(3)] == ["x"] * 3
+        with asyncio.Runner() as first, asyncio.Runner() as second:
+            for runner in (first, second, first, second):
+                assert runner.run(chat.complete(call())).text == "x"
+            for runner in (first, second):
+                runner.run(chat.close())
 
 
 def test_waiting_can_be_cancelled() -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +160,8 @@ def test_cancelled_calls_make_room_and_closing_ends_the_others(folder: Path) -> 
         for task in doomed:
             task.cancel()
         assert (await kept).text == wanted.text
+        assert chat._engine is not None
+        assert chat._engine.num_decoded_tokens < 450  # of 600
         left = asyncio.create_task(chat.complete(call("left", "x")))
         await asyncio.sleep(0)
         await chat.close()
@@ -206,22 +205,3 @@ def test_a_schema_is_said_in_the_prompt(folder: Path) -> None:
     assert described.prompt_tokens - plain.prompt_tokens == len(
         "\n\nAnswer with one JSON object that follows this JSON schema, and nothing else:\n{}"
     )
-
-
-def test_a_program_that_ends_without_closing_ends(folder: Path) -> None:
-    code = f"""
-        import asyncio
-        from postgrad.engines.chat import Call, ChatConfig, LocalChat
-        chat = LocalChat(ChatConfig(path={str(folder)!r}, max_tokens=150, temperature=1.0, device="cpu"))
-        async def main():
-            for n in range(200):
-                asyncio.create_task(chat.complete(Call(str(n), "r", ({{"role": "user", "content": "x"}},))))
-            await asyncio.sleep(0.1)
-            raise KeyboardInterrupt
-        asyncio.run(main())
-    """
-    ended = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], stderr=subprocess.PIPE, text=True, timeout=120
-    )
-    assert ended.returncode != 0
-    assert ended.stderr.strip().endswith("KeyboardInterrupt")

@@ -71,6 +71,15 @@ def test_calls_of_another_kind_do_not_decide_for_a_role() -> None:
     assert watch.judge("curator", 2000, 1000) is not None
 
 
+def test_prompts_that_were_cut_a_little_do_not_teach_that_this_is_usual() -> None:
+    watch = ContextWatch(exact=False)
+    for own in (300, 310, 320):
+        assert watch.judge("curator", own, own) is None
+    for own in range(1400, 1450, 10):
+        assert watch.judge("curator", own, 1000) is None
+    assert watch.judge("curator", 1700, 1000) is not None
+
+
 def test_text_that_a_server_adds_raises_no_expectations() -> None:
     watch = ContextWatch(exact=False)
     for own in (300, 310, 320):

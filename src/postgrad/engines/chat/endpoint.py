@@ -8,6 +8,7 @@ import importlib
 import os
 import re
 import time
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -65,9 +66,8 @@ class EndpointChat:
         self._watch = ContextWatch(exact=self._count.exact)
         self._level = _LEVELS.index("json_schema" if config.structured == "auto" else config.structured)
         self._limit_s = (config.retries + 1) * config.timeout_s + config.retries * _PAUSE_S + _SLACK_S
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._client: Any = None
-        self._gate = asyncio.Semaphore(config.concurrency)
+        self._open_in: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Any, asyncio.Semaphore]]
+        self._open_in = weakref.WeakKeyDictionary()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -82,8 +82,8 @@ class EndpointChat:
         """The reply to a call. Raises ChatError after all tries."""
         own = count_messages(self._count, call.messages)
         self._check_room(call, own)
-        client = self._open()
-        async with self._gate:
+        client, gate = self._open()
+        async with gate:
             begun = time.monotonic()
             try:
                 async with asyncio.timeout(self._limit_s):
@@ -97,22 +97,21 @@ class EndpointChat:
         return replace(reply, text=self._hide(reply.text, _MIN_SECRET_CHARACTERS))
 
     async def close(self) -> None:
-        """Close the connections; a later call opens new ones."""
-        client, self._client = self._client, None
-        if client is not None and self._loop is asyncio.get_running_loop():
+        """Close the connections of the running loop; a later call opens new ones."""
+        client, _ = self._open_in.pop(asyncio.get_running_loop(), (None, None))
+        if client is not None:
             await client.close()
-        self._loop = None
 
     # -- asking --------------------------------------------------------------------------------------------------
 
-    def _open(self) -> Any:
-        """The client of the running loop."""
+    def _open(self) -> tuple[Any, asyncio.Semaphore]:
+        """The client of the running loop, and its limit of requests at a time."""
         loop = asyncio.get_running_loop()
-        if self._client is None or self._loop is not loop:
+        if loop not in self._open_in:
             config = self._config
             tokens = config.max_tokens or _UNLIMITED_TOKENS
             hook = wire.bounded(_BASE_BYTES + _BYTES_PER_TOKEN * tokens, config.timeout_s)
-            self._client = self._openai.AsyncOpenAI(
+            client = self._openai.AsyncOpenAI(
                 base_url=config.base_url,
                 api_key=self._key,
                 organization="",
@@ -124,8 +123,8 @@ class EndpointChat:
                     timeout=config.timeout_s, event_hooks={"response": [hook]}
                 ),
             )
-            self._loop, self._gate = loop, asyncio.Semaphore(config.concurrency)
-        return self._client
+            self._open_in[loop] = client, asyncio.Semaphore(config.concurrency)
+        return self._open_in[loop]
 
     async def _ask(self, client: Any, call: Call, own: int) -> str:
         """The text of a usable answer; broken ones use up tries like the client's own failures."""
@@ -143,8 +142,8 @@ class EndpointChat:
                 if left < 0:
                     raise self._error(f"cannot be used: {error}") from None
                 await asyncio.sleep(_BROKEN_PAUSE_S)
-            except ChatError as error:
-                raise ChatError(self._hide(str(error))) from None
+            except ChatError:
+                raise
             except self._openai.APIStatusError as error:
                 if not self._may_be_format(call, level, error):
                     raise self._explain(call, own, error) from None
@@ -221,9 +220,9 @@ class EndpointChat:
         status = getattr(error, "status_code", None)
         said = wire.shown(self._hide(str(error)))
         if isinstance(error, self._openai.APITimeoutError):
-            tries = self._config.retries + 1
+            tries = "1 try" if self._config.retries == 0 else f"{self._config.retries + 1} tries"
             return self._error(
-                f"gave no reply to {call.key!r} in {self._config.timeout_s:g} s ({tries} tries). Raise timeout_s, or lower "
+                f"gave no reply to {call.key!r} in {self._config.timeout_s:g} s ({tries}). Raise timeout_s, or lower "
                 "concurrency or max_tokens."
             )
         if isinstance(error, self._openai.APIConnectionError):

@@ -14,6 +14,7 @@ from postgrad.core.errors import ChatError
 from postgrad.engines.chat.types import FinishReason, Reply
 
 _SHOWN_CHARACTERS = 300
+_COMPRESSIONS = ("gzip", "deflate", "br", "zstd")
 
 
 class BrokenReplyError(Exception):
@@ -30,8 +31,9 @@ def bounded(max_bytes: int, timeout_s: float) -> Callable[[Any], Awaitable[None]
     async def hook(response: Any) -> None:
         encoding = response.headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
+            named = encoding if encoding in _COMPRESSIONS else "an unknown one"
             raise ChatError(
-                f"The server answers in the encoding {encoding[:40]!r} although none was asked for: a compressed reply "
+                f"The server answers in a compressed encoding ({named}) although none was asked for: a compressed reply "
                 "may be of any size. Switch the compression off (in the proxy, where there is one)."
             )
         library = type(response).__module__.partition(".")[0]
