@@ -11,6 +11,7 @@ import click
 
 from postgrad.cli.options import check_overrides, split_words
 from postgrad.cli.tree import ARGV_KEY, DottedCommand, HintingGroup, group_settings
+from postgrad.core.recipes import find_recipe
 
 _PATH = click.Path(path_type=Path)
 _CONFIG = "postgrad.playbook.config:LearnConfig"
@@ -96,7 +97,7 @@ def evaluate(book: Path, words: tuple[str, ...], tasks: tuple[str, ...], json_ou
 def _recipe_and_overrides(words: Sequence[str], command: click.Command) -> tuple[Path | None, dict[str, Any]]:
     name, rest = split_words(words)
     flags = [flag for param in command.params for flag in param.opts if flag.startswith("--")]
-    return None if name is None else Path(name), check_overrides(rest, flags, _CONFIG)
+    return None if name is None else find_recipe(name), check_overrides(rest, flags, _CONFIG)
 
 
 def _command(name: str) -> Any:
