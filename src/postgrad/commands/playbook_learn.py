@@ -1,4 +1,4 @@
-"""`postgrad playbook learn` and `postgrad playbook eval`."""
+"""`postgrad playbook learn`."""
 
 from __future__ import annotations
 
@@ -43,9 +43,11 @@ def main(
     out = out or Path("runs/playbook")
     config = resolve_config(recipe, overrides, tasks, Run.open(out) if resume and not recipe else None)
 
+    from postgrad.core.data import plain_text
     from postgrad.playbook.api import learn, make_roles, read_instructions, read_work
     from postgrad.playbook.learn import trace_work
     from postgrad.playbook.log import NAME, PlaybookLog
+    from postgrad.playbook.record import is_sample
 
     if traces is not None:
         from postgrad.playbook.traces import read_traces
@@ -55,22 +57,25 @@ def main(
     else:
         if not config.data.tasks:
             raise ConfigError(
-                "Nothing to learn from. Name a task (--task chain_sum, or data.tasks in a recipe), or give --traces FILE."
+                "Nothing to learn from. Name a task (--task chain_sum, or data.tasks in a recipe), or give --traces FILE"
+                f"{' again' if resume else ''}."
             )
         work = read_work(config)
     read_instructions(config)
     if dry_run:
-        check_free(out, overwrite=overwrite)
+        if not resume:
+            check_free(out, overwrite=overwrite)
         return _plan(config, work)
-    inputs = [(key, prompt.id) for key, prompt, _ in work.samples]
+    inputs = [(key, prompt.id, plain_text(prompt), prompt.answer) for key, prompt, _ in work.samples]
     if resume:
         run = resume_run(out, KIND, config, argv, inputs, headline=HEADLINE, total_steps=len(work.samples))
         if not (out / _START).is_file():
             raise RunError(f"{out} was stopped before it began. Begin anew: --overwrite.")
         start = int(json.loads((out / _START).read_text(encoding="utf-8"))["deltas"])
+        roles = make_roles(config)
     else:
         check_free(out, overwrite=overwrite)
-        make_roles(config)  # what is wrong with them shows before a directory is made
+        roles = make_roles(config)  # what is wrong with them shows before a directory is made
         deltas = _source(source)
         run = Run.create(
             out,
@@ -87,14 +92,14 @@ def main(
         start = _begin(run, source, deltas)
         record_inputs(run, inputs)
     with run, PlaybookLog(out / NAME) as log:
-        done = sum(d.sample is not None and "validation" not in d.sample for d in log.deltas[start:])
-        run.truncate_after(done)
+        run.truncate_after(sum(map(is_sample, log.deltas[start:])))
         logged = {(row["step"], key.partition("/")[0]) for row in run.metrics() for key in row if "/" in key}
         book = learn(
             log,
             config,
             run=run,
             traces=found if traces is not None else None,
+            roles=roles,
             work=work,
             journal=out,
             start=start,

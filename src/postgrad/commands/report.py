@@ -25,6 +25,7 @@ _WRITERS = {
     "influence.mislabeled": "influence_mislabeled",
     "memory.learn": "memory_learn",
     "memory.compare": "memory_compare",
+    "playbook.learn": "playbook_learn",
 }
 """Kind of run → module of this package whose `rewrite_report` knows more than the metrics say."""
 

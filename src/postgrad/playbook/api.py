@@ -6,23 +6,24 @@ import asyncio
 import contextlib
 import shutil
 from collections.abc import Collection, Generator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from postgrad.core.config import nest, validate
 from postgrad.core.data import plain_text
 from postgrad.core.errors import ConfigError, DataError, PostgradError
 from postgrad.core.protocols import Logger
-from postgrad.core.statistics import Interval
+from postgrad.core.statistics import Interval, clustered_rate, paired_difference
 from postgrad.core.types import Prompt
-from postgrad.engines.chat import make_chat
+from postgrad.engines.chat import Account, Call, Chat, Journal, Reply, make_chat
 from postgrad.playbook.book import Delta, Playbook
 from postgrad.playbook.clean import redact
 from postgrad.playbook.config import ROLES, LearnConfig
 from postgrad.playbook.dedup import Index
 from postgrad.playbook.embed import Embedder, HashedNgrams, SentenceTransformers
-from postgrad.playbook.learn import Learning, Work, accuracy, plan_work, retrieve, trace_work
+from postgrad.playbook.learn import Learning, Work, answers, plan_work, retrieve, trace_work
 from postgrad.playbook.log import PlaybookLog
 from postgrad.playbook.score import make_score
 from postgrad.playbook.study import Agent, Assignment, Feedback, Roles, Score, Studying, prices_of
@@ -49,12 +50,8 @@ def read_work(config: LearnConfig) -> Work:
     return plan_work(sides.train, sides.held_out, config)
 
 
-def make_roles(config: LearnConfig, journal: Path | None = None) -> Roles:
-    """The chats of a config; roles that differ in nothing share one, and each has a journal of its own.
-
-    Args:
-        config: says which.
-        journal: directory for `calls-ROLE.jsonl`, so that a killed run pays for no call twice; None = none.
+def make_roles(config: LearnConfig) -> Roles:
+    """The chats of a config; roles that differ in nothing share one.
 
     Raises:
         ConfigError: no model was named, or as `make_chat`.
@@ -64,16 +61,32 @@ def make_roles(config: LearnConfig, journal: Path | None = None) -> Roles:
             "No language model. Name a server (--chat.base_url http://127.0.0.1:11434/v1 --chat.model NAME) or a local model "
             "(--chat.path DIR)."
         )
-    made: dict[str, Any] = {}
-    chats: dict[str, Any] = {}
-    for name in ROLES:
-        chat = config.role(name)
+    made: dict[str, Chat] = {}
+    chats: list[Chat] = []
+    for chat in map(config.role, ROLES):
         key = chat.model_dump_json()
         if key not in made:
-            path = journal / f"calls-{name}.jsonl" if journal else None
-            made[key] = make_chat(chat, path, redact=redact)
-        chats[name] = made[key]
-    return Roles(**chats, prices=prices_of(config))
+            made[key] = make_chat(chat)
+        chats.append(made[key])
+    return Roles(*chats, prices=prices_of(config))
+
+
+def with_journals(roles: Roles, folder: Path) -> Roles:
+    """The same roles with `calls-ROLE.jsonl` in a folder, so that a killed run pays for no call twice; who shares a chat shares
+    its journal. Raises as `Journal`."""
+    made: dict[int, Chat] = {}
+    for name in ROLES:
+        chat = getattr(roles, name)
+        if id(chat) not in made:
+            made[id(chat)] = _OwnJournal(chat, folder / f"calls-{name}.jsonl", redact=redact)
+    return replace(roles, **{name: made[id(getattr(roles, name))] for name in ROLES})
+
+
+class _OwnJournal(Journal):
+    """A journal of the same run: what it answers was paid for by the sample that asks again, which is in no account yet."""
+
+    async def complete(self, call: Call) -> Reply:
+        return replace(await super().complete(call), replayed=False)
 
 
 def make_embedder(config: LearnConfig) -> Embedder:
@@ -134,7 +147,7 @@ def learn(
         roles: who answers, reflects and curates; default: as the config says. They are closed at the end.
         score: judges answers; default: as the config says.
         work: samples; default: of the config's tasks.
-        journal: directory for the calls of the config's chats.
+        journal: directory for the calls of the roles, so that none is paid for twice.
         start: deltas of the log that were there before; those after it are this session's, which goes on.
         logged: (step, area) of metrics that `run` has already.
 
@@ -146,7 +159,8 @@ def learn(
         PostgradError: as tasks, judges, chats and the log raise it.
     """
     work = work or (trace_work(traces) if traces is not None else read_work(config))
-    own = roles or make_roles(config, journal)
+    own = roles or make_roles(config)
+    own = with_journals(own, journal) if journal else own
 
     async def go(who: Studying) -> Playbook:
         try:
@@ -165,6 +179,23 @@ async def _no_score(prompt: Prompt, answer: str) -> Feedback:
     raise AssertionError("a trace is never answered again")
 
 
+class Evaluation(NamedTuple):
+    """Shares of prompts that were answered rightly, each with its 95 % interval.
+
+    Attributes:
+        with_playbook, without: the two shares.
+        difference: the first minus the second, on the same prompts.
+        outcomes: of each prompt, whether it was right with the playbook and without.
+        account: what both took.
+    """
+
+    with_playbook: Interval
+    without: Interval
+    difference: Interval
+    outcomes: Sequence[tuple[bool, bool]]
+    account: Account
+
+
 def evaluate(
     playbook: Playbook,
     prompts: Sequence[Prompt],
@@ -173,22 +204,26 @@ def evaluate(
     roles: Roles | None = None,
     score: Score | None = None,
     journal: Path | None = None,
-) -> tuple[Interval, Interval]:
-    """Share of prompts that the Generator answers rightly.
-
-    Returns:
-        (with the playbook, without), each with its 95 % interval.
+) -> Evaluation:
+    """Share of prompts that the Generator answers rightly with a playbook, and without; no reply is a wrong answer.
 
     Raises:
-        ChatError: no prompt got a reply.
+        ChatError: `max_failures` prompts in a row got no reply.
     """
-    own = roles or make_roles(config, journal)
+    own = roles or make_roles(config)
+    own = with_journals(own, journal) if journal else own
 
-    async def go(who: Studying) -> tuple[Interval, Interval]:
+    async def go(who: Studying) -> Evaluation:
         try:
-            with_it, _ = await accuracy(who, _asked(playbook, prompts, config, who.count_tokens), config)
-            without, _ = await accuracy(who, _asked(Playbook(), prompts, config, who.count_tokens), config)
-            return with_it, without
+            outcomes: list[list[bool]] = []
+            total = Account()
+            for name, book in (("with", playbook), ("without", Playbook())):
+                found, account = await answers(who, _asked(name, book, prompts, config, who.count_tokens), config)
+                outcomes.append([bool(attempt and attempt.passed) for attempt in found])
+                total += account
+            pairs = list(zip(*outcomes, strict=True))
+            rates = [clustered_rate([[passed] for passed in side]) for side in outcomes]
+            return Evaluation(*rates, paired_difference(pairs), pairs, total)
         finally:
             await own.close()
 
@@ -197,18 +232,18 @@ def evaluate(
 
 
 def _asked(
-    book: Playbook, prompts: Sequence[Prompt], config: LearnConfig, count: CountTokens
+    name: str, book: Playbook, prompts: Sequence[Prompt], config: LearnConfig, count: CountTokens
 ) -> list[Assignment]:
     """Each prompt with the playbook."""
     view = advance(View(), book, config.budget_tokens - config.retrieved_tokens, count)
-    shown = frozenset(view.shown or {})
+    shown = view.shown or {}
     index = Index(make_embedder(config))
     if config.retrieved_tokens:
         index.add_all({bullet.id: bullet.text for bullet in book.trusted})
     found: list[Assignment] = []
     for number, prompt in enumerate(prompts):
         more = retrieve(book, index, plain_text(prompt), shown, config.retrieved_tokens, count)
-        key = f"eval/{'with' if len(book) else 'without'}/{number}"
+        key = f"eval/{name}/{number}"
         found.append(Assignment(number, key, prompt, book, view.text, shown, 0, tuple(more)))
     return found
 
@@ -234,7 +269,7 @@ class OpenPlaybook:
         who = Studying(self._roles, _no_score, self.config, read_instructions(self.config))
         self._session = Learning(
             self.log,
-            Work([], 1),
+            Work([], 0),
             who,
             self.config,
             _Silent(),

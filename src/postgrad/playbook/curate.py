@@ -5,22 +5,37 @@ A language model proposes; what it may not do is decided here: forge, overwrite 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from postgrad.playbook.book import SECTIONS, Add, Bullet, Merge, Operation, Playbook, Retire, Tag, Update
-from postgrad.playbook.clean import RefusalError, clean_section, clean_text
+from postgrad.playbook.book import (
+    OTHERS,
+    SECTIONS,
+    Add,
+    Bullet,
+    Merge,
+    Operation,
+    Playbook,
+    Retire,
+    Tag,
+    Update,
+    number_of,
+)
+from postgrad.playbook.clean import RefusalError, clean_section, clean_text, redact
 from postgrad.playbook.config import LearnConfig
 from postgrad.playbook.dedup import Index
 from postgrad.playbook.roles import RequestedOperation
 from postgrad.playbook.similarity import conflict, normalise
-from postgrad.playbook.view import line, worth
+from postgrad.playbook.view import CountTokens, line, worth
 
 _ROOM = 0.9
 """Share of the budget that is left in use when bullets are retired to make room, so that this is rare."""
 MAX_PROPOSALS = 2
 """A pair that looks alike is shown to so many Curators; then it stays as it is."""
 PAIRS_PER_SAMPLE = 5
+MAX_REQUESTS = 50
+"""Operations of one Curator; what it asks for beyond them is not looked at."""
 
 
 class Decision(NamedTuple):
@@ -32,42 +47,57 @@ class Decision(NamedTuple):
 
 def decide(
     book: Playbook,
+    seen: Playbook,
     index: Index,
     tags: Mapping[str, str],
     requested: Sequence[RequestedOperation],
     config: LearnConfig,
+    count: CountTokens,
 ) -> Decision:
     """Operations that can be applied to `book`, from tags (id → helpful, harmful, neutral) and requests of a Curator.
 
-    Ids of bullets that were merged meanwhile stand for what they were merged into.
+    Ids of bullets that were merged meanwhile stand for what they were merged into, but a text that the Curator has not seen is
+    not overwritten, and no bullet is named by two operations.
+
+    Args:
+        book: as it is now.
+        seen: as the sample started from it.
+        index: of the texts in `book`.
+        count: tokens of a text.
     """
-    found = _Deciding(book, index, config)
+    found = _Deciding(book, seen, index, config, count)
     for id, tag in tags.items():
         found.tag(id, tag)
-    for request in requested:
+    for request in requested[:MAX_REQUESTS]:
         try:
             found.change(request)
         except RefusalError as refusal:
-            found.refused.append(f"{request.type}: {refusal}")
+            found.refused.append(redact(f"{request.type}: {refusal}"))
+    if len(requested) > MAX_REQUESTS:
+        found.refused.append(f"{len(requested) - MAX_REQUESTS} more operations than {MAX_REQUESTS}")
     return Decision(found.operations, found.refused)
 
 
 class _Deciding:
     """One decision in the making."""
 
-    def __init__(self, book: Playbook, index: Index, config: LearnConfig) -> None:
-        self.book, self.index, self.config = book, index, config
+    def __init__(
+        self, book: Playbook, seen: Playbook, index: Index, config: LearnConfig, count: CountTokens
+    ) -> None:
+        self.book, self.seen, self.index, self.config, self.count = book, seen, index, config, count
         self.operations: list[Operation] = []
         self.refused: list[str] = []
         self.num_adds = 0
-        self.new: set[str] = set()
-        self.gone: set[str] = set()
+        self.texts: set[str] = set()
+        """What bullets will say after the operations so far."""
+        self.named: set[str] = set()
+        """Ids in the operations so far."""
         self.tagged: dict[str, str] = {}
 
     def tag(self, id: str, tag: str) -> None:
         there = self.book.resolve(id)
         if there is None:
-            self.refused.append(f"tag: no bullet {id[:40]!r}")
+            self.refused.append(redact(f"tag: no bullet {id[:40]!r}"))
         elif tag in ("helpful", "harmful") and there not in self.tagged:
             self.tagged[there] = tag
             self.operations.append(Tag(there, **{tag: 1}))
@@ -75,79 +105,105 @@ class _Deciding:
     def change(self, request: RequestedOperation) -> None:
         if request.type == "ADD":
             self._add(request)
-            return
-        if self.config.quarantine != "off":
+        elif self.config.quarantine != "off":
             raise RefusalError("only additions while there is a quarantine")
-        if request.type == "UPDATE":
-            bullet = self._bullet(request.id)
-            text = self._text(request.content)
-            if normalise(text) == normalise(bullet.text):
-                raise RefusalError(f"{bullet.id} says this already")
-            self._refuse_copy(text)
-            self.new.add(normalise(text))
-            self.operations.append(Update(bullet.id, text))
+        elif request.type == "UPDATE":
+            self._update(request)
         elif request.type == "MERGE":
             self._merge(request)
         else:
-            bullet = self._bullet(request.id)
-            helped = bullet.helpful + (self.tagged.get(bullet.id) == "helpful")
-            harmed = bullet.harmful + (self.tagged.get(bullet.id) == "harmful")
-            if helped > harmed:
-                raise RefusalError(f"{bullet.id} has helped more often ({helped}) than harmed ({harmed})")
-            self.gone.add(bullet.id)
-            self.operations.append(Retire(bullet.id, clean_text(request.reason or "no reason given")[:200]))
+            self._retire(request)
 
     def _add(self, request: RequestedOperation) -> None:
         if self.num_adds >= self.config.max_adds:
             raise RefusalError(f"more than {self.config.max_adds} bullets from one sample")
-        section = clean_section(request.section or "OTHERS", tuple(SECTIONS))
+        section = clean_section(request.section or OTHERS, tuple(SECTIONS))
         text = self._text(request.content)
-        if self.config.refine != "off":
-            self._refuse_copy(text)
+        self._refuse_copy(text)
         self.num_adds += 1
-        self.new.add(normalise(text))
         trust = "trusted" if self.config.quarantine == "off" else "quarantined"
-        self.operations.append(Add(section, text, trust=trust))
+        self._do(Add(section, text, trust=trust), text)
+
+    def _update(self, request: RequestedOperation) -> None:
+        bullet = self._bullet(request.id)
+        text = self._text(request.content)
+        if normalise(text) == normalise(bullet.text):
+            raise RefusalError(f"{bullet.id} says this already")
+        self._refuse_copy(text)
+        self._do(Update(bullet.id, text), text, bullet)
 
     def _merge(self, request: RequestedOperation) -> None:
-        bullets = [self._bullet(id) for id in request.ids]
-        bullets = list({bullet.id: bullet for bullet in bullets}.values())
+        bullets = list({bullet.id: bullet for bullet in map(self._bullet, request.ids)}.values())
         if len(bullets) < 2:
             raise RefusalError("fewer than two bullets to merge")
-        for position, first in enumerate(bullets):
-            for second in bullets[position + 1 :]:
-                reason = conflict(first.text, second.text)
-                if reason:
-                    raise RefusalError(f"{first.id} and {second.id} do not say the same ({reason})")
-        text = self._text(request.content) if request.content else None
-        self.gone.update(bullet.id for bullet in bullets)
-        self.operations.append(Merge(tuple(bullet.id for bullet in bullets), text))
+        text = self._text(request.content) if request.content.strip() else None
+        for first, second in itertools.combinations(bullets, 2):
+            reason = conflict(first.text, second.text)
+            if reason:
+                raise RefusalError(f"{first.id} and {second.id} do not say the same ({reason})")
+        for bullet in bullets if text is not None else ():
+            reason = conflict(bullet.text, text or "")
+            if reason:
+                raise RefusalError(f"the merged text does not say the same as {bullet.id} ({reason})")
+        if text is not None:
+            self._refuse_copy(text, {bullet.id for bullet in bullets})
+        kept = text or min(bullets, key=lambda bullet: (bullet.added, number_of(bullet.id))).text
+        self._do(Merge(tuple(bullet.id for bullet in bullets), text), kept, *bullets)
+
+    def _retire(self, request: RequestedOperation) -> None:
+        bullet = self._bullet(request.id)
+        if bullet.id != request.id:
+            raise RefusalError(f"{request.id} was merged into {bullet.id}")
+        helped = bullet.helpful + (self.tagged.get(bullet.id) == "helpful")
+        harmed = bullet.harmful + (self.tagged.get(bullet.id) == "harmful")
+        if helped > harmed:
+            raise RefusalError(f"{bullet.id} has helped more often ({helped}) than harmed ({harmed})")
+        self._do(
+            Retire(bullet.id, clean_text(request.reason or "no reason given", 10_000)[:200]), None, bullet
+        )
+
+    def _do(self, operation: Operation, text: str | None, *bullets: Bullet) -> None:
+        self.operations.append(operation)
+        self.named.update(bullet.id for bullet in bullets)
+        if text is not None:
+            self.texts.add(normalise(text))
 
     def _bullet(self, id: str) -> Bullet:
         there = self.book.resolve(id)
-        if there is None or there in self.gone:
+        if there is None:
             raise RefusalError(f"no bullet {id[:40]!r}")
-        return self.book.bullets[there]
+        if there in self.named:
+            raise RefusalError(f"{there} is in an operation before it")
+        bullet = self.book.bullets[there]
+        if bullet.changed > self.seen.version:
+            raise RefusalError(f"{there} has changed since it was read")
+        return bullet
 
     def _text(self, content: str) -> str:
-        return clean_text(content, self.config.max_characters)
+        text = clean_text(content, self.config.max_characters)
+        tokens, most = self.count(text), self.config.budget_tokens // 2
+        if tokens > most:
+            raise RefusalError(f"a bullet of {tokens} tokens; the most is half of the budget, {most}")
+        return text
 
-    def _refuse_copy(self, text: str) -> None:
+    def _refuse_copy(self, text: str, but: Collection[str] = ()) -> None:
+        if self.config.refine == "off":
+            return
         copy = self.index.exact(text)
-        if copy is not None and copy not in self.gone:
+        if copy is not None and copy not in self.named and copy not in but:
             raise RefusalError(f"a copy of {copy}")
-        if normalise(text) in self.new:
+        if normalise(text) in self.texts:
             raise RefusalError("the same twice")
 
 
 def make_room(book: Playbook, budget_tokens: int, count: Callable[[str], int]) -> list[Operation]:
-    """Retirements of the least worthy bullets, once the lines of all exceed the budget; nothing before."""
+    """Retirements, once the lines of all exceed the budget: first of what is in quarantine, then of the least worthy."""
     tokens = {bullet.id: count(line(bullet) + "\n") for bullet in book.bullets.values()}
     total = sum(tokens.values())
     if total <= budget_tokens:
         return []
     found: list[Operation] = []
-    for bullet in sorted(book.bullets.values(), key=worth):
+    for bullet in sorted(book.bullets.values(), key=lambda b: (b.trust == "trusted", worth(b))):
         if total <= _ROOM * budget_tokens:
             break
         total -= tokens[bullet.id]

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -33,20 +32,20 @@ from postgrad.playbook.book import (
     fold,
 )
 from postgrad.playbook.clean import redact
-from postgrad.playbook.config import ROLES, LearnConfig
+from postgrad.playbook.config import LearnConfig
 from postgrad.playbook.curate import Decision, Refiner, decide, make_room
 from postgrad.playbook.dedup import Index
 from postgrad.playbook.embed import Embedder
 from postgrad.playbook.log import PlaybookLog
+from postgrad.playbook.record import Totals, is_sample, record_of, sample_row
 from postgrad.playbook.study import Assignment, Attempt, Study, Studying
-from postgrad.playbook.view import CountTokens, View, advance, line, render, select
+from postgrad.playbook.view import EMPTY, CountTokens, View, advance, line, select
 
 if TYPE_CHECKING:
     from postgrad.playbook.traces import Trace
 
 _FULL = 0.9
 """Share of the budget from which a lazy refinement begins."""
-_RECENT = 50
 _LINE = 4000
 """Characters; token counts of shorter texts are remembered."""
 _ANY = 1e-6
@@ -88,16 +87,21 @@ def plan_work(prompts: Sequence[Prompt], held_out: Sequence[Prompt], config: Lea
         if config.mode == "offline":
             random.Random(f"{config.seed}/epoch {epoch}").shuffle(order)
         samples += [(f"{epoch}/{number}", prompt, None) for number, prompt in enumerate(order)]
-    validating = config.mode == "offline" and config.validation_samples
-    if validating and not held_out:
+    if config.mode == "online" or not config.validation_samples:
+        return Work(samples, len(chosen))
+    if not held_out:
         raise ConfigError(
             "No prompt is held out, so versions cannot be compared. Raise data.holdout_fraction, or set validation_samples = 0."
         )
-    return Work(samples, len(chosen), tuple(held_out[: config.validation_samples]) if validating else ())
+    asked = list(held_out)  # of several tasks one after another: each gets its share
+    random.Random(f"{config.seed}/held out").shuffle(asked)
+    return Work(samples, len(chosen), tuple(asked[: config.validation_samples]))
 
 
 def trace_work(traces: Sequence[Trace]) -> Work:
-    """Traces in the given order."""
+    """Traces in the given order. Raises ConfigError if there are none."""
+    if not traces:
+        raise ConfigError("There is no trace to learn from.")
     samples = [
         (f"trace/{number}", Prompt(id=trace.id, text=trace.question, answer=trace.truth), trace)
         for number, trace in enumerate(traces)
@@ -123,7 +127,7 @@ class State:
     merged: int = 0
     validated: set[int] = field(default_factory=set[int])
     best: float | None = None
-    totals: Totals = field(default_factory=lambda: Totals())
+    totals: Totals = field(default_factory=Totals)
 
 
 class Learning:
@@ -138,6 +142,9 @@ class Learning:
         embedder: for lines that look alike, and for choosing by the question.
         start: deltas that were there before this session.
         logged: (step, area) of metrics that the run has already.
+
+    Raises:
+        ConfigError: quarantine until validation, and nothing is held out.
     """
 
     def __init__(
@@ -151,6 +158,10 @@ class Learning:
         start: int = 0,
         logged: Collection[tuple[int, str]] = (),
     ) -> None:
+        if config.quarantine == "validation" and not work.held_out:
+            raise ConfigError(
+                "quarantine = validation needs held-out prompts to answer, which traces do not have. Use quarantine = approve or off."
+            )
         self.log, self.work, self.config, self.run = log, work, config, run
         self._studying, self._start, self._logged = studying, start, logged
         cached = lru_cache(maxsize=65_536)(studying.count_tokens)
@@ -170,7 +181,9 @@ class Learning:
             RunError: the disk is full.
         """
         recorded = self.log.deltas[self._start :]
-        done, total = sum(_is_sample(delta) for delta in recorded), len(self.work.samples)
+        done, total = sum(map(is_sample, recorded)), len(self.work.samples)
+        # Of what is left all may fail, but for a last one that never gets a reply: it must not stop every session.
+        limit = min(self.config.max_failures, max(total - done, 2 if done else 1))
         gate = asyncio.Semaphore(min(self.config.workers, self.config.window))
         tasks: dict[int, tuple[Assignment, asyncio.Task[Study]]] = {}
         admitted = 0
@@ -185,30 +198,34 @@ class Learning:
             nonlocal admitted
             # What is held changes nothing when it is merged, so samples after it start from the same playbook.
             while admitted < min(total, self.state.merged + len(held) + self.config.window):
-                sample = self._assign(admitted)
+                sample = self._assign(admitted, *self.work.samples[admitted])
                 if admitted >= done:
                     tasks[admitted] = sample, asyncio.create_task(one(sample))
                 admitted += 1
 
         self.begin()
-        admit()
-        for delta in recorded:
-            self._absorb([delta])
-            admit()
         try:
-            await self._validate_if_due()
+            for delta in recorded:
+                if not self._due():
+                    admit()
+                self._absorb([delta])
+            if self._due():
+                await self._validate()
+            admit()
             for number in range(done, total):
                 sample, task = tasks.pop(number)
                 held.append((sample, await task))
-                if held[-1][1].failure is None or number == total - 1:
-                    while held:
-                        self._merge(*held.pop(0))
-                        await self._validate_if_due()
-                elif len(held) >= self.config.max_failures:
+                if held[-1][1].failure is None:
+                    self._merge_all(held)
+                elif len(held) >= limit:
                     raise ChatError(
                         f"{len(held)} samples in a row got no reply; the last: {held[-1][1].failure}\n"
-                        f"  {self.state.merged} of {total} samples are done and kept. Go on with --resume."
+                        f"  {self._kept()}"
                     )
+                if self._due(len(held)):
+                    await self._validate(held)
+                elif number == total - 1:
+                    self._merge_all(held)
                 admit()
         finally:
             for _, task in tasks.values():
@@ -216,20 +233,22 @@ class Learning:
             await asyncio.gather(*(task for _, task in tasks.values()), return_exceptions=True)
         return self.log.at(BEST) if self.state.best is not None else self.log.playbook
 
+    def _kept(self) -> str:
+        return f"{self.state.merged} of {len(self.work.samples)} samples are done and kept. Go on with --resume."
+
     def begin(self) -> None:
         """Takes in what was there before this session."""
         self._absorb(self.log.deltas[: self._start])
 
     def context(self, prompt: Prompt) -> str:
         """The playbook as the text of a prompt, with what is retrieved for this one at its end."""
-        shown = frozenset(self.state.view.shown or {})
+        shown = self.state.view.shown or {}
         return "\n".join([self.state.view.text, *map(line, self._retrieve(prompt, shown))])
 
     async def take(self, prompt: Prompt, trace: Trace) -> Delta:
         """Studies one more trace, now."""
-        key = f"trace/{self.state.merged}"
-        self.work = Work([*self.work.samples, (key, prompt, trace)], 1)
-        sample = self._assign(len(self.work.samples) - 1)
+        number = self.state.merged
+        sample = self._assign(number, f"trace/{number}", prompt, trace)
         study = await self._studying.study(sample)
         if study.failure is not None:
             raise ChatError(study.failure)
@@ -256,7 +275,8 @@ class Learning:
                 state.validated.add(found["after"])
                 if any(isinstance(operation, Mark) for operation in delta.operations):
                     state.best = found["accuracy"]
-                row = {f"validation/{key}": value for key, value in found.items() if key != "after"}
+                state.totals.add_validation(found["account"])
+                row = {f"validation/{key}": found[key] for key in found if key not in ("after", "account")}
                 self._log(found["after"], {**row, "validation/best_accuracy": state.best})
             elif delta.sample is not None:
                 state.merged += 1
@@ -277,15 +297,14 @@ class Learning:
             "playbook/rewrites": self.state.view.num_rewrites,
         }
 
-    def _assign(self, number: int) -> Assignment:
+    def _assign(self, number: int, key: str, prompt: Prompt, trace: Trace | None) -> Assignment:
         """A sample, with the playbook as it is now."""
         state, config = self.state, self.config
-        key, prompt, trace = self.work.samples[number]
         text = state.view.text
         tokens = self._count(text)
         full = tokens > _FULL * config.budget_tokens
         look = config.refine == "proactive" or (config.refine == "lazy" and full)
-        shown = frozenset(state.view.shown or {})
+        shown = state.view.shown or {}
         return Assignment(
             number,
             key,
@@ -299,7 +318,7 @@ class Learning:
             trace,
         )
 
-    def _retrieve(self, prompt: Prompt, shown: frozenset[str]) -> list[Bullet]:
+    def _retrieve(self, prompt: Prompt, shown: Collection[str]) -> list[Bullet]:
         tokens, index = self.config.retrieved_tokens, self.state.refiner.index
         return (
             retrieve(self.state.book, index, plain_text(prompt), shown, tokens, self._count) if tokens else []
@@ -307,56 +326,65 @@ class Learning:
 
     # -- merging -------------------------------------------------------------------------------------------
 
+    def _merge_all(self, held: list[tuple[Assignment, Study]]) -> None:
+        while held:
+            self._merge(*held.pop(0))
+
     def _merge(self, sample: Assignment, study: Study) -> None:
         """One sample's delta, on the disk."""
         state, config = self.state, self.config
         if study.failure is None:
-            decision = decide(state.book, state.refiner.index, study.tags, study.requested, config)
+            decision = decide(
+                state.book, sample.book, state.refiner.index, study.tags, study.requested, config, self._count
+            )
         else:
             decision = Decision([], [f"no reply: {redact(study.failure)[:300]}"])
         operations = list(decision.operations)
         if not config.retrieved_tokens:
             after = fold([Delta(tuple(operations))], state.book)
             operations += make_room(after, config.budget_tokens, self._count)
-        record = _record(sample, study, self.work.per_epoch)
+        record = record_of(sample, study, self.work.per_epoch)
         step = state.merged + 1
-        self.run.log_samples(step, [_sample_row(sample, study, decision.refused)])
+        self.run.log_samples(step, [sample_row(sample, study, decision.refused)])
         source = f"{sample.prompt.task or 'trace'} {sample.prompt.id}"
         delta = self.log.append(operations, source=source, sample=record, refused=decision.refused)
         self._absorb([delta])
 
     # -- validation ----------------------------------------------------------------------------------------
 
-    async def _validate_if_due(self) -> None:
-        """At the beginning, after every so many samples and at the end: does this version answer more held-out prompts?"""
-        state, every = self.state, self.config.validate_every or self.work.per_epoch
-        after = state.merged
-        due = after % every == 0 or after == len(self.work.samples)
-        if not self.work.held_out or not due or after in state.validated:
-            return
-        quarantine = self.config.quarantine == "validation"
-        text, shown = state.view.text, frozenset(state.view.shown or {})
-        if quarantine:
+    def _due(self, more: int = 0) -> bool:
+        """Whether a validation has to come now: at the beginning, after every so many samples, at the end; `more` are not merged."""
+        after = self.state.merged + more
+        if not self.work.held_out or after in self.state.validated:
+            return False
+        every = self.config.validate_every or self.work.per_epoch
+        return after % every == 0 or after == len(self.work.samples)
+
+    async def _validate(self, held: list[tuple[Assignment, Study]] | None = None) -> None:
+        """Does this version answer more held-out prompts? What is held is merged once there are replies: then no server is out.
+
+        Raises:
+            ChatError: too many in a row got no reply.
+        """
+        state, waiting = self.state, list[str]()
+        text, shown = state.view.text, state.view.shown or {}
+        if self.config.quarantine == "validation":
+            waiting = [b.id for b in state.book.bullets.values() if b.trust == "quarantined"]
             budget = self.config.budget_tokens - self.config.retrieved_tokens
-            text = render(state.book, budget, self._count, quarantined=True)
-            shown = frozenset(id for id in state.book.bullets if f"[{id}]" in text)
+            chosen = select(list(state.book.bullets.values()), budget, self._count)
+            shown = {bullet.id: line(bullet) for bullet in chosen}
+            text = "\n".join(shown.values()) or EMPTY
+        after = state.merged + len(held or ())
         samples = [
-            Assignment(
-                number,
-                f"validate/{after}/{number}",
-                prompt,
-                state.book,
-                text,
-                shown,
-                0,
-                tuple(self._retrieve(prompt, shown)),
-            )
+            Assignment(number, f"validate/{after}/{number}", prompt, state.book, text, shown, 0,
+                       tuple(self._retrieve(prompt, shown)))
             for number, prompt in enumerate(self.work.held_out)
-        ]
-        rate, account = await accuracy(self._studying, samples, self.config)
-        waiting = (
-            [b.id for b in state.book.bullets.values() if b.trust == "quarantined"] if quarantine else []
-        )
+        ]  # fmt: skip
+        try:
+            rate, account = await accuracy(self._studying, samples, self.config)
+        except ChatError as error:
+            raise ChatError(f"{error}\n  {self._kept()}") from None
+        self._merge_all(held or [])
         operations: list[Operation] = []
         better = state.best is None or rate.mean > state.best
         if waiting and (state.best is None or rate.mean >= state.best):
@@ -368,8 +396,8 @@ class Learning:
         if better:
             operations.append(Mark(BEST, rate.mean))
         found = {"after": after, "accuracy": rate.mean, "accuracy_low": rate.low, "accuracy_high": rate.high}
-        record = {"validation": {**found, "cost_usd": account.cost_usd}}
-        self._absorb([self.log.append(operations, source="validation", sample=record)])
+        found |= {"cost_usd": account.cost_usd, "account": account.as_dict()}
+        self._absorb([self.log.append(operations, source="validation", sample={"validation": found})])
 
 
 def retrieve(
@@ -387,12 +415,13 @@ def retrieve(
     return select(near, tokens, count, lambda bullet: cosines[bullet.id])
 
 
-async def accuracy(
+async def answers(
     studying: Studying, samples: Sequence[Assignment], config: LearnConfig
-) -> tuple[Interval, Account]:
-    """Share of samples whose first answer is right, with its 95 % interval, and what it cost.
+) -> tuple[list[Attempt | None], Account]:
+    """First answers, None where there was no reply, and what they cost.
 
-    One without a reply counts as wrong. Raises ChatError if none got one.
+    Raises:
+        ChatError: none got a reply, or `max_failures` in a row did not.
     """
     gate = asyncio.Semaphore(config.workers)
 
@@ -401,101 +430,21 @@ async def accuracy(
             return await studying.answer(sample)
 
     found = await asyncio.gather(*map(one, samples))
-    if found and all(attempt is None for attempt, _, _ in found):
-        raise ChatError(f"No prompt got a reply; the last: {found[-1][2]}")
-    passed = [[bool(attempt and attempt.passed)] for attempt, _, _ in found]
-    return clustered_rate(passed), sum((account for _, account, _ in found), Account())
+    row = 0
+    for attempt, _, why in found:
+        row = 0 if attempt else row + 1
+        if row >= min(config.max_failures, len(found)):
+            raise ChatError(f"{row} held-out prompts in a row got no reply; the last: {why}")
+    return [attempt for attempt, _, _ in found], sum((account for _, account, _ in found), Account())
 
 
-def _is_sample(delta: Delta) -> bool:
-    return delta.sample is not None and "validation" not in delta.sample
+async def accuracy(
+    studying: Studying, samples: Sequence[Assignment], config: LearnConfig
+) -> tuple[Interval, Account]:
+    """Share of samples whose first answer is right, with its 95 % interval, and what it cost; no reply is a wrong answer.
 
-
-def _record(sample: Assignment, study: Study, per_epoch: int) -> dict[str, Any]:
-    """What the log keeps of a sample: enough for its metrics, no texts."""
-    first = study.attempts[0] if study.attempts else None
-    last = study.attempts[-1] if study.attempts else None
-    return {
-        "number": sample.number,
-        "epoch": sample.number // per_epoch,
-        "prompt": sample.prompt.id,
-        "correct": bool(first and first.passed),
-        "judged": bool(first and first.feedback.score is not None),
-        "correct_after": bool(last and last.passed),
-        "score": first.feedback.score if first else None,
-        "failed": study.failure is not None,
-        "attempts": len(study.attempts),
-        "problems": len(study.problems),
-        "used": list(first.used) if first else [],
-        "context_tokens": sample.tokens,
-        "from_version": sample.book.version,
-        "calls": {role: account.calls + account.replayed for role, account in study.account.items()},
-        "accounts": {role: account.as_dict() for role, account in study.account.items()},
-    }
-
-
-def _sample_row(sample: Assignment, study: Study, refused: Sequence[str]) -> dict[str, Any]:
-    """For samples.jsonl: the texts, without secrets."""
-    first = study.attempts[0] if study.attempts else None
-    return {
-        "prompt_id": sample.prompt.id,
-        "task": sample.prompt.task,
-        "prompt": redact(plain_text(sample.prompt)),
-        "completion": redact(first.trace) if first else "",
-        "answers": [redact(attempt.answer) for attempt in study.attempts],
-        "feedback": [redact(attempt.feedback.text) for attempt in study.attempts],
-        "reward": first.feedback.score if first else None,
-        "reflections": study.reflections,
-        "tags": study.tags,
-        "requested": [
-            {
-                key: redact(value) if isinstance(value, str) else value
-                for key, value in item.model_dump().items()
-                if value
-            }
-            for item in study.requested
-        ],
-        "refused": list(refused),
-        "problems": [redact(problem) for problem in study.problems],
-        "failure": redact(study.failure) if study.failure else None,
-    }
-
-
-class Totals:
-    """Sums over samples, for metrics."""
-
-    def __init__(self) -> None:
-        self.count = self.correct = self.correct_after = self.failed = 0
-        self.recent: deque[bool] = deque(maxlen=_RECENT)
-        self.accounts: dict[str, Account] = dict.fromkeys(ROLES, Account())
-        self.last: Mapping[str, Any] = {}
-
-    def add(self, record: Mapping[str, Any]) -> None:
-        """One more sample, as the log has it."""
-        self.count += 1
-        self.correct += record["correct"]
-        self.correct_after += record["correct_after"]
-        self.failed += record["failed"]
-        self.recent.append(record["correct"])
-        for role, account in record["accounts"].items():
-            self.accounts[role] += Account(**account)
-        self.last = record
-
-    def row(self) -> dict[str, Any]:
-        """Metrics after the last sample."""
-        row: dict[str, Any] = {
-            "learn/accuracy": self.correct / self.count,
-            "learn/accuracy_recent": sum(self.recent) / len(self.recent),
-            "learn/accuracy_after": self.correct_after / self.count,
-            "learn/correct": float(self.last["correct"]),
-            "learn/failed": self.failed,
-            "learn/calls": sum(self.last["calls"].values()),
-            "learn/problems": self.last["problems"],
-            "cost/usd": sum(self.accounts.values(), Account()).cost_usd,
-        }
-        for role, account in self.accounts.items():
-            row[f"cost/{role}_calls"] = account.calls
-            row[f"cost/{role}_prompt_tokens"] = account.prompt_tokens
-            row[f"cost/{role}_cached_tokens"] = account.cached_tokens
-            row[f"cost/{role}_completion_tokens"] = account.completion_tokens
-        return row
+    Raises:
+        ChatError: as `answers`.
+    """
+    found, account = await answers(studying, samples, config)
+    return clustered_rate([[bool(attempt and attempt.passed)] for attempt in found]), account

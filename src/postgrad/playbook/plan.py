@@ -68,7 +68,7 @@ def plan(config: LearnConfig, work: Work) -> Plan:
     """An estimate: bullets as long as the authors' published ones, 1.5 of them a sample until the budget is full."""
     samples = len(work.samples)
     every = config.validate_every or work.per_epoch
-    validations = (samples // every + 1) * len(work.held_out)
+    validations = (-(-samples // every) + 1) * len(work.held_out)
     question = _mean([estimate_tokens(plain_text(prompt)) for _, prompt, _ in work.samples[:200]])
     told = {role: estimate_tokens(instructions(role)) for role in ROLES}
     full = min(config.budget_tokens, _BULLETS_PER_SAMPLE * _BULLET_TOKENS * samples)
@@ -87,7 +87,8 @@ def plan(config: LearnConfig, work: Work) -> Plan:
             "curator": samples,
         }
         prompts = {"generator": generate, "reflector": reflect, "curator": curate}
-        prices, cost = prices_of(config) if config.chat else {}, 0.0
+        named = config.chat or all(getattr(config, role) for role in ROLES)
+        prices, cost = prices_of(config) if named else {}, 0.0
         known = bool(prices)
         for role, count in calls.items():
             price = prices.get(role, Prices())
@@ -102,7 +103,7 @@ def plan(config: LearnConfig, work: Work) -> Plan:
             cost if known else None,
         )
 
-    return Plan(samples, validations, case(0), case(config.reflection_rounds))
+    return Plan(samples, validations, case(0), case(1 if traces else config.reflection_rounds))
 
 
 def _mean(values: Sequence[int]) -> float:

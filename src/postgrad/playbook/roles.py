@@ -10,9 +10,9 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from postgrad.core.types import Message
 from postgrad.playbook.book import SECTIONS
@@ -22,24 +22,34 @@ MAX_TRACE_CHARACTERS = 24_000
 """Of a trace that a Reflector reads; of a longer one the beginning and the end."""
 
 
-class GeneratorReply(BaseModel):
+Id = Annotated[str, AfterValidator(lambda id: id.strip(" []"))]
+"""Of a bullet, as it stands in a prompt or without the brackets."""
+
+
+class _Returned(BaseModel):
+    """Numbers are taken where text is asked for: {"final_answer": 42}."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+
+class GeneratorReply(_Returned):
     """What a Generator returns."""
 
     reasoning: str = Field(default="", description="step by step, with the playbook's advice applied")
-    bullet_ids: list[str] = Field(
+    bullet_ids: list[Id] = Field(
         default_factory=list, description="ids of the playbook's lines that were used"
     )
     final_answer: str = Field(description="the answer alone, as short as the task allows")
 
 
-class BulletTag(BaseModel):
+class BulletTag(_Returned):
     """A Reflector's judgement of a bullet."""
 
-    id: str
+    id: Id
     tag: Literal["helpful", "harmful", "neutral"]
 
 
-class Reflection(BaseModel):
+class Reflection(_Returned):
     """What a Reflector returns."""
 
     reasoning: str = ""
@@ -50,18 +60,18 @@ class Reflection(BaseModel):
     bullet_tags: list[BulletTag] = Field(default_factory=list)
 
 
-class RequestedOperation(BaseModel):
+class RequestedOperation(_Returned):
     """A change that a Curator asks for."""
 
     type: Literal["ADD", "UPDATE", "MERGE", "RETIRE"]
     section: str = Field(default="", description="of ADD")
     content: str = Field(default="", description="the text, of ADD, UPDATE and MERGE")
-    id: str = Field(default="", description="of UPDATE and RETIRE")
-    ids: list[str] = Field(default_factory=list, description="of MERGE: two or more")
+    id: Id = Field(default="", description="of UPDATE and RETIRE")
+    ids: list[Id] = Field(default_factory=list, description="of MERGE: two or more")
     reason: str = Field(default="", description="of RETIRE")
 
 
-class Curation(BaseModel):
+class Curation(_Returned):
     """What a Curator returns."""
 
     reasoning: str = ""
@@ -150,6 +160,7 @@ def curator_messages(
     *,
     tokens: int,
     budget_tokens: int,
+    retrieved: Sequence[str] = (),
     similar: Sequence[tuple[str, str]] = (),
     quarantined: Sequence[str] = (),
     context: str = "",
@@ -159,6 +170,8 @@ def curator_messages(
     if context:
         parts.append(f"About these tasks:\n{context}")
     parts.append(f"Reflection:\n{_data(reflection)}")
+    if retrieved:
+        parts.append("Further lines of the playbook, which fit this task:\n" + "\n".join(retrieved))
     if quarantined:
         parts.append(
             "Proposed earlier and not yet in the playbook (do not add again):\n" + "\n".join(quarantined)

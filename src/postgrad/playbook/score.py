@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from postgrad.core.errors import TaskError
 from postgrad.core.protocols import Judge
 from postgrad.core.types import Prompt
 from postgrad.playbook.config import LearnConfig
-from postgrad.playbook.study import Feedback, Score
+from postgrad.playbook.study import Feedback, Score, read_feedback
 from postgrad.tasks.function import load_callable
 from postgrad.tasks.judge import make_judge
 
@@ -62,24 +61,3 @@ def by_environment(function: Environment) -> Score:
         return read_feedback(found)
 
     return score
-
-
-def read_feedback(found: Any) -> Feedback:
-    """What an environment gave.
-
-    >>> read_feedback((1, "all tests pass")), read_feedback({"score": None, "feedback": "timed out"})
-    (Feedback(score=1.0, text='all tests pass'), Feedback(score=None, text='timed out'))
-    """
-    score, text = found, ""
-    if isinstance(found, Mapping):
-        score, text = found.get("score"), found.get("feedback", "")
-    elif isinstance(found, tuple) and len(found) == 2:
-        score, text = found
-    try:
-        return Feedback(None if score is None else float(score), str(text))
-    except (TypeError, ValueError):
-        raise TaskError(
-            f'An environment gives a score, (score, feedback) or {{"score", "feedback"}}; this one gave {found!r}.'[
-                :500
-            ]
-        ) from None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import math
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from postgrad.core.data import plain_text
-from postgrad.core.errors import ChatError
+from postgrad.core.errors import ChatError, TaskError
 from postgrad.core.types import Message, Prompt
 from postgrad.engines.chat import Account, Call, Chat, Ledger, Metered, Prices, ask
 from postgrad.engines.chat.structured import visible
@@ -37,12 +39,40 @@ class Feedback:
     """What is known of an answer.
 
     Attributes:
-        score: None = it could not be judged.
+        score: None = it could not be judged; so is a number that is not finite.
         text: what the environment said.
     """
 
     score: float | None
     text: str = ""
+
+    def __post_init__(self) -> None:
+        if self.score is not None and not math.isfinite(self.score):
+            object.__setattr__(self, "score", None)
+
+
+def read_feedback(found: Any) -> Feedback:
+    """What an environment gave.
+
+    Raises:
+        TaskError: neither a score, nor (score, feedback), nor a table with score.
+
+    >>> read_feedback((1, "all tests pass")), read_feedback({"score": None, "feedback": "timed out"})
+    (Feedback(score=1.0, text='all tests pass'), Feedback(score=None, text='timed out'))
+    """
+    score, text = found, ""
+    if isinstance(found, Mapping):
+        score, text = found.get("score"), found.get("feedback", "")
+    elif isinstance(found, tuple) and len(found) == 2:
+        score, text = found
+    try:
+        return Feedback(None if score is None else float(score), "" if text is None else str(text))
+    except (TypeError, ValueError):
+        raise TaskError(
+            f'An environment gives a score, (score, feedback) or {{"score", "feedback"}}; this one gave {found!r}.'[
+                :500
+            ]
+        ) from None
 
 
 Score = Callable[[Prompt, str], Awaitable[Feedback]]
@@ -74,7 +104,7 @@ class Assignment:
         prompt: the task.
         book: as it is now for this sample.
         text: the playbook in the prompt.
-        shown: ids in that text.
+        shown: ids in that text, in its order.
         tokens: of that text.
         retrieved: bullets that were chosen by the question.
         pairs: ids that look alike, for the Curator.
@@ -86,7 +116,7 @@ class Assignment:
     prompt: Prompt
     book: Playbook
     text: str
-    shown: frozenset[str]
+    shown: Collection[str]
     tokens: int
     retrieved: tuple[Bullet, ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()
@@ -143,7 +173,7 @@ class Studying:
         score: judges answers.
         config: how.
         told: instructions by role, where they are not the default ones.
-        agent: works on tasks in place of the Generator's one call.
+        agent: works on tasks in place of the Generator's one call, in threads of its own: what it asks may need the others.
     """
 
     def __init__(
@@ -155,6 +185,7 @@ class Studying:
         agent: Agent | None = None,
     ) -> None:
         self._roles, self._score, self._config, self._agent = roles, score, config, agent
+        self._threads = ThreadPoolExecutor(2 * config.workers, "postgrad-agent") if agent else None
         generator = "generator" if config.reply == "json" else "generator_text"
         self._told = {
             "generator": instructions(generator),
@@ -263,14 +294,18 @@ class Studying:
 
         parts = [sample.text, retrieved, reflection and f"Found about an earlier answer:\n{reflection}"]
         context = "\n\n".join(part for part in parts if part)
-        found = await asyncio.to_thread(self._agent, question, context, ask_model)
-        result = dict(found) if isinstance(found, Mapping) else {"answer": str(found)}
-        answer = str(result.get("answer", ""))
+        try:
+            found = await loop.run_in_executor(self._threads, self._agent, question, context, ask_model)
+        except ChatError:
+            raise
+        except Exception as error:
+            raise ChatError(f"The agent ended with {type(error).__name__}: {error}") from error
+        result = found if isinstance(found, Mapping) else {"answer": found}
+        answer = "" if result.get("answer") is None else str(result["answer"])
         trace = str(result.get("trace", answer))
         used = cited_ids(trace, known)
         if "score" in result:
-            score = result["score"]
-            feedback = Feedback(None if score is None else float(score), str(result.get("feedback", "")))
+            feedback = read_feedback(result)
             return Attempt(answer, trace, tuple(used), feedback, self._passes(feedback))
         return await self._judged(sample.prompt, answer, trace, used)
 
@@ -289,16 +324,16 @@ class Studying:
     async def _reflect(
         self, sample: Assignment, study: Study, ledger: Ledger, attempt: Attempt, number: int
     ) -> Reflection | None:
-        judged = attempt.feedback.score is not None
+        used = {id: line(sample.book.bullets[id]) for id in attempt.used if id in sample.book.bullets}
         messages = reflector_messages(
             self._told["reflector"],
             plain_text(sample.prompt).removesuffix("\n"),
             attempt.trace,
             attempt.answer,
-            {id: line(sample.book.bullets[id]) for id in attempt.used if id in sample.book.bullets},
+            used,
             truth=sample.prompt.answer if self._config.labels else None,
             feedback=attempt.feedback.text,
-            correct=attempt.passed if judged or sample.trace is None else None,
+            correct=None if attempt.feedback.score is None else attempt.passed,
             earlier=study.reflections[-1] if study.reflections else "",
         )
         call = Call(f"{sample.key}/reflect/{number}", "reflector", messages)
@@ -306,7 +341,8 @@ class Studying:
         study.problems += [f"reflector: {problem}" for problem in got.problems]
         if got.value is not None:
             study.reflections.append(reflection_text(got.value))
-            study.tags.update((tag.id, tag.tag) for tag in got.value.bullet_tags)
+            # Of lines that it was not shown it knows nothing, whatever stands in the work that it read.
+            study.tags.update((tag.id, tag.tag) for tag in got.value.bullet_tags if tag.id in used)
         return got.value
 
     async def _curate(self, sample: Assignment, study: Study, ledger: Ledger) -> None:
@@ -323,6 +359,7 @@ class Studying:
                 for a, b in sample.pairs
                 if a in sample.book.bullets and b in sample.book.bullets
             ],
+            retrieved=list(map(line, sample.retrieved)),
             quarantined=held[-20:],
             context=self._config.about,
         )
