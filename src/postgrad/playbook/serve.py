@@ -106,7 +106,7 @@ class Served:
             self.log.append(
                 [Add(heading, line, trust="trusted" if self.trust else "quarantined")], source=SOURCE
             )
-            added = next(reversed(self.log.playbook.bullets.values()))
+            added = list(self.log.playbook.bullets.values())[-1]
             self._sync_index()
             return {**_row(added), "trust": added.trust, "similar": [_row(book.bullets[id]) for id in alike]}
 
@@ -215,12 +215,13 @@ def build(served: Served, name: str = "playbook") -> Any:
     Raises:
         MissingExtraError: the package mcp is not installed.
     """
-    server = require(
-        "mcp.server.mcpserver", package="mcp", extra="mcp", purpose="Serving a playbook"
-    ).MCPServer
-    from mcp.server.mcpserver.exceptions import ToolError
-    from mcp_types import ToolAnnotations
 
+    def part(module: str) -> Any:
+        return require(module, package="mcp", extra="mcp", purpose="Serving a playbook")
+
+    server = part("mcp.server.mcpserver").MCPServer
+    tool_error: type[Exception] = part("mcp.server.mcpserver.exceptions").ToolError
+    read_only = part("mcp_types").ToolAnnotations(read_only_hint=True)
     made = server(name, instructions=INSTRUCTIONS, log_level="WARNING")
     waits = "" if served.trust else " It is shown to nobody before a person approves it."
 
@@ -228,9 +229,9 @@ def build(served: Served, name: str = "playbook") -> Any:
         try:
             return call()
         except RefusalError as refusal:
-            raise ToolError(f"refused: {refusal}") from None
+            raise tool_error(f"refused: {refusal}") from None
         except PostgradError as error:
-            raise ToolError(str(error)) from None
+            raise tool_error(str(error)) from None
 
     def search(
         query: Annotated[
@@ -269,7 +270,6 @@ def build(served: Served, name: str = "playbook") -> Any:
     def current() -> str:
         return answered(served.text)
 
-    read_only = ToolAnnotations(read_only_hint=True)
     made.tool(description="Lines of the playbook that are about something.", annotations=read_only)(search)
     made.tool(description=f"Add a line of advice to the playbook.{waits}")(add)
     made.tool(description="Say that a line of the playbook helped or misled you.")(tag)

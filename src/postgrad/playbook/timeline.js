@@ -51,7 +51,7 @@
     const element = make("li", "bullet" + (bullet.waits ? " waits" : "") + (touched ? " touched" : ""));
     const used = bullet.helpful + bullet.harmful;
     const tally = make("div", "tally");
-    if (used) tally.append(make("span", "yes", "+" + bullet.helpful), make("span", bullet.harmful ? "no" : "none", "−" + bullet.harmful));
+    if (used) tally.append(make("span", bullet.helpful ? "yes" : "none", "+" + bullet.helpful), make("span", bullet.harmful ? "no" : "none", "−" + bullet.harmful));
     else tally.append(make("span", "none", "not used"));
     if (used) tally.title = "tagged helpful " + bullet.helpful + ", harmful " + bullet.harmful + " times";
     const about = make("div", "from-where", make("code", "", bullet.id));

@@ -150,9 +150,8 @@ def _step(
     row["done"] = _done(delta, before, after, changed)
     if delta.refused:
         row["refused"] = list(delta.refused)
-    row["state"] = [
-        [new.id, _row(new)] if new else [old.id, None] for old, new in changed if new is not None or old is not None
-    ]  # fmt: skip
+    row["state"] = [[new.id, _row(new)] for _, new in changed if new is not None]
+    row["state"] += [[old.id, None] for old, new in changed if old is not None and new is None]
     return row
 
 
@@ -238,7 +237,11 @@ def sample_words(sample: Mapping[str, Any]) -> str:
     """
     parts: list[str] = []
     for name, value in sample.items():
-        if name in ("index", "correct") or isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        if (
+            name in ("index", "correct")
+            or isinstance(value, bool)
+            or not isinstance(value, (int, float, str))
+        ):
             continue
         words = f"{value:.4g}" if isinstance(value, float) else str(value)
         if len(words) <= 60:

@@ -166,7 +166,8 @@ class _Parts:
         for call in [*found, *(body.get("invalid_tool_calls") or [])]:
             if not isinstance(call, Mapping):
                 raise FormError(f"a tool call is an object, not a {type(call).__name__}")
-            inner = call.get("function") if isinstance(call.get("function"), Mapping) else call
+            function = call.get("function")
+            inner = function if isinstance(function, Mapping) else call
             self.call(inner.get("name"), inner.get("arguments", inner.get("args")), call.get("id"))
         old = body.get("function_call")
         if isinstance(old, Mapping):

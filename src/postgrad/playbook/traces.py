@@ -257,7 +257,7 @@ def _call(row: Mapping[str, Any], place: Place) -> Trace:
     if isinstance(response, str):
         said = [{"role": "assistant", "content": response}]
     failed = response.get("error") if isinstance(response, Mapping) else None
-    own = {"error": failed} | row if failed else row
+    own = {"error": failed, **row} if failed else row
     kind = "anthropic" if isinstance(response, Mapping) and "content" in response else "openai"
     extra = {"model": request["model"]} if isinstance(request.get("model"), str) else {}
     return _trace(_system(request) + _turns(asked) + _turns(said), own, place, kind, extra)
