@@ -1,5 +1,5 @@
-"""A small language model that does what its context tells it: trained here, on nothing but the room's prompts with rules made up anew
-for each example, so that its weights hold no rule and its accuracy is what the playbook in its prompt is worth.
+"""A small language model that does what its context tells it: trained here, on nothing but the room's prompts with rules made up
+anew for each example, so that its weights hold no rule and its accuracy is what the playbook in its prompt is worth.
 
 Asked for a word, it cites the line that tells its number and gives the number ("[calc-00007] 42"); a word that no line tells it
 answers with "?". Of two lines with the same id the later one counts, and a withdrawn line none, as in the room's prompts.
@@ -35,7 +35,9 @@ def make_tokenizer(rules: Rules) -> PreTrainedTokenizerFast:
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[,:+]|\.$"), "isolated")]
     )
     words = {piece: None for text in texts for piece, _ in cut.pre_tokenize_str(text)}
-    words |= dict.fromkeys([*rules.values, *map(str, range(10, 100)), *(f"[calc-{n:05d}]" for n in range(1, MAX_IDS))])
+    words |= dict.fromkeys(
+        [*rules.values, *map(str, range(10, 100)), *(f"[calc-{n:05d}]" for n in range(1, MAX_IDS))]
+    )
     vocabulary = {word: index for index, word in enumerate(["<pad>", "<eos>", "<unk>", *words])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = cut
@@ -55,9 +57,11 @@ def example(rules: Rules, rng: random.Random, most: int, questions: int) -> list
     for word in rng.sample(words, len(words) // 8):
         told[word] = (told[word][0], rng.randrange(10, 100))
         lines.append(_line(word, *told[word], rng))
-    for word in rng.sample(words, len(words) // 10):
-        lines.append(f"{told.pop(word)[0]} withdrawn")
-    asked = [rng.choice(words) if rng.random() < 0.85 else rng.choice(sorted(rules.values)) for _ in range(questions)]
+    lines += [f"{told.pop(word)[0]} withdrawn" for word in rng.sample(words, len(words) // 10)]
+    asked = [
+        rng.choice(words) if rng.random() < 0.85 else rng.choice(sorted(rules.values))
+        for _ in range(questions)
+    ]
     replies = [" ".join(map(str, told[word])) if word in told else "?" for word in asked]
     prompts = [f"Task:\nTask {rng.randrange(99)}-{rng.randrange(999)}. Add up: {word}" for word in asked]
     prompts[0] = f"{TOLD}\n\nPlaybook:\n" + "\n".join(lines) + f"\n{prompts[0]}"
@@ -68,8 +72,10 @@ def _line(word: str, id: str, value: int, rng: random.Random) -> str:
     return f"{id} {rng.choice(WORDINGS).format(word=word, value=value)}"
 
 
-def train_reader(rules: Rules, seed: int, steps: int, *, most: int = 24, width: int = 128, layers: int = 3) -> Model:
-    """A model that reads; prints its loss now and then."""
+def train_reader(
+    rules: Rules, seed: int, steps: int, *, most: int = 24, width: int = 128, layers: int = 3
+) -> Model:
+    """A model that reads; the playbooks grow when it reads what it has. Prints its loss now and then."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(rules)
     shape = Qwen3Config(
@@ -88,10 +94,10 @@ def train_reader(rules: Rules, seed: int, steps: int, *, most: int = 24, width: 
     )
     module = Qwen3ForCausalLM(shape)
     optimizer = torch.optim.AdamW(module.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.03)
     rng = random.Random(f"reader {seed}")
+    size, mean = 3, 0.0
     for step in range(steps):
-        size = max(2, min(most, round(most * step / (0.5 * steps))))
         rows = [_encode(tokenizer, example(rules, rng, size, 12)) for _ in range(16)]
         longest = max(len(tokens) for tokens, _ in rows)
         tokens = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in rows])
@@ -103,9 +109,15 @@ def train_reader(rules: Rules, seed: int, steps: int, *, most: int = 24, width: 
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
+        right = float((logits[:, :-1].argmax(-1) == labels[:, 1:])[labels[:, 1:] != -100].float().mean())
+        mean = 0.9 * mean + 0.1 * right
+        if mean > 0.95 and size < most:
+            size, mean = min(size + 3, most), 0.0
         if step % 100 == 0 or step == steps - 1:
-            right = (logits[:, :-1].argmax(-1) == labels[:, 1:])[labels[:, 1:] != -100].float().mean()
-            print(f"reader, seed {seed}, step {step}: {size} lines, loss {loss:.3f}, tokens right {right:.3f}", flush=True)
+            print(
+                f"reader, seed {seed}, step {step}: {size} lines, loss {loss:.3f}, tokens right {right:.3f}",
+                flush=True,
+            )
     return Model(module.eval(), tokenizer, source="reader")
 
 

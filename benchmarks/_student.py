@@ -1,16 +1,17 @@
 """A simulated student, for tests of the machinery of `postgrad.playbook`: no language model, and no evidence of what one gains.
 
-There are hidden rules: each of K made-up words has a number. A task asks for the sum of some words' numbers. The student, playing
-the Generator, knows a word's number only if a line of its prompt tells it ("zeb counts 7"); of several lines about a word the last
-one counts, and a withdrawn line none. It cites the lines that it used.
+There are hidden rules: each of K made-up words has a number. A task asks for the sum of some words' numbers. The student,
+playing the Generator, knows a word's number only if a line of its prompt tells it ("zeb counts 7"); of several lines about a
+word the last one counts, and a withdrawn line none. It cites the lines that it used.
 
 The Reflector sees the words' true numbers. Of each word that was missing or wrong it tells the right number with probability
-`reveal`, a wrong one with probability `mislead`, and else nothing; a word that was right it tells again with probability `repeat`.
-Used lines are tagged as they are. The Curator words each insight in one of several ways. It updates lines that contradict, adds what
-it is told even if the playbook says it in other words, and merges what is shown to it as alike and says the same.
+`reveal`, a wrong one with probability `mislead`, and else nothing; a word that was right it tells again with probability
+`repeat`. Used lines are tagged as they are. The Curator words each insight in one of several ways. It updates lines that
+contradict, adds what it is told even if the playbook says it in other words, and merges what is shown to it as alike and says
+the same.
 
-All draws depend on (seed, key of the task, role) alone, so that they are the same in whatever order calls come. The prompts that it
-reads are those of the room: it finds playbook, task and reflection by the room's layout.
+All draws depend on (seed, key of the task, role) alone, so that they are the same in whatever order calls come. The prompts that
+it reads are those of the room: it finds playbook, task and reflection by the room's layout.
 """
 
 from __future__ import annotations
@@ -127,7 +128,11 @@ class Student:
             elif word in known:
                 total += known[word][1]
                 used.append(known[word][0])
-        return {"reasoning": " ".join(f"[{id}]" for id in used), "bullet_ids": used, "final_answer": str(total)}
+        return {
+            "reasoning": " ".join(f"[{id}]" for id in used),
+            "bullet_ids": used,
+            "final_answer": str(total),
+        }
 
     def reflector(self, text: str, rng: random.Random) -> dict[str, Any]:
         """Tells numbers, mostly right ones; tags what was used."""

@@ -1,7 +1,8 @@
-"""Deltas against what one would do otherwise, with a simulated student: a test of the machinery, NOT evidence of what language models gain.
+"""Deltas against what one would do otherwise, with a simulated student: a test of the machinery, NOT evidence of what language
+models gain.
 
-`_student.py` says what the student, its Reflector and its Curator do. Four ways of keeping what was learned, with the same tasks, the
-same Reflector and the same draws, over budgets of the context and over how often the Reflector misleads:
+`_student.py` says what the student, its Reflector and its Curator do. Four ways of keeping what was learned, with the same
+tasks, the same Reflector and the same draws, over budgets of the context and over how often the Reflector misleads:
 
     deltas       postgrad.playbook: small operations, copies dropped, lines that look alike shown to the Curator, least worthy retired
     no de-dup    the same with refine = "off": copies stay, nothing is shown as alike
@@ -10,8 +11,8 @@ same Reflector and the same draws, over budgets of the context and over how ofte
                  probability .005; and, as the paper saw of a language model (18,282 tokens became 122 in one step), once the context
                  is longer than three quarters of the budget it may at any step (probability .05) write a summary of five lines
 
-What the rewriting Curator does is assumed, not measured; its two numbers stand above. Accuracy is on 100 further tasks that ask for
-the same rules, with the context at the end; "lowest" is the lowest of ten such measurements after half of the samples.
+What the rewriting Curator does is assumed, not measured; its two numbers stand above. Accuracy is on 100 further tasks that ask
+for the same rules, with the context at the end; "lowest" is the lowest of ten such measurements after half of the samples.
 
     python benchmarks/playbook_student.py [--quick] [--seeds 20] [--samples 150]
 """
@@ -55,7 +56,14 @@ def accuracy(context: str, prompts: Sequence[Prompt], rules: Rules) -> float:
 def with_deltas(student: Student, prompts: Sequence[Prompt], budget: int, refine: str) -> list[str]:
     """The context after each sample."""
     config = LearnConfig.model_validate(
-        {"mode": "online", "window": 1, "workers": 1, "reflection_rounds": 1, "budget_tokens": budget, "refine": refine}
+        {
+            "mode": "online",
+            "window": 1,
+            "workers": 1,
+            "reflection_rounds": 1,
+            "budget_tokens": budget,
+            "refine": refine,
+        }
     )
     with tempfile.TemporaryDirectory() as folder, PlaybookLog(Path(folder) / "log.jsonl") as log:
         learn(log, config, roles=roles(student), score=judge, work=as_work(prompts))
@@ -70,7 +78,9 @@ def with_deltas(student: Student, prompts: Sequence[Prompt], budget: int, refine
     return contexts
 
 
-def otherwise(student: Student, prompts: Sequence[Prompt], budget: int, keep: Callable[..., list[str]]) -> list[str]:
+def otherwise(
+    student: Student, prompts: Sequence[Prompt], budget: int, keep: Callable[..., list[str]]
+) -> list[str]:
     """The context after each sample, where insights become lines and `keep` says what becomes of all lines."""
 
     async def go() -> list[str]:
@@ -90,7 +100,9 @@ def otherwise(student: Student, prompts: Sequence[Prompt], budget: int, keep: Ca
     return asyncio.run(go())
 
 
-def appended(lines: list[str], found: list[tuple[str, str]], number: int, budget: int, student: Student) -> list[str]:
+def appended(
+    lines: list[str], found: list[tuple[str, str]], number: int, budget: int, student: Student
+) -> list[str]:
     """New lines at the end; from the beginning, what does not fit."""
     rng = random.Random(f"{student.seed} words {number}")
     new = [
@@ -103,7 +115,9 @@ def appended(lines: list[str], found: list[tuple[str, str]], number: int, budget
     return lines
 
 
-def rewritten(lines: list[str], found: list[tuple[str, str]], number: int, budget: int, student: Student) -> list[str]:
+def rewritten(
+    lines: list[str], found: list[tuple[str, str]], number: int, budget: int, student: Student
+) -> list[str]:
     """All lines anew, one for each word; some get lost, and a long context may become a summary."""
     rng = random.Random(f"{student.seed} rewrite {number}")
     kept = [line for line in lines if rng.random() >= DROP]
@@ -149,13 +163,16 @@ def main() -> None:
     parser.add_argument("--rules", type=int, default=60)
     options = parser.parse_args()
     seeds = range(3 if options.quick else options.seeds)
-    cells = [(1000, 0.1)] if options.quick else [(budget, mislead) for budget in BUDGETS for mislead in MISLEADS]
+    cells = (
+        [(1000, 0.1)] if options.quick else [(budget, mislead) for budget in BUDGETS for mislead in MISLEADS]
+    )
     rows: list[list[object]] = []
     found: dict[tuple[int, float, str], list[dict[str, float]]] = {}
     for budget, mislead in cells:
         for way in WAYS:
             each = [
-                run(way, Rules.make(options.rules, seed), seed, options.samples, budget, mislead) for seed in seeds
+                run(way, Rules.make(options.rules, seed), seed, options.samples, budget, mislead)
+                for seed in seeds
             ]
             found[budget, mislead, way] = each
             cell: list[object] = [f"{budget} tokens, misleads {mislead:g}, {way}"]
@@ -176,10 +193,17 @@ def main() -> None:
 
     ratios: list[float] = [
         ours["accuracy"] / max(theirs["accuracy"], 1e-9)
-        for ours, theirs in zip(found[budget, mislead, "deltas"], found[budget, mislead, "rewrite"], strict=True)
+        for ours, theirs in zip(
+            found[budget, mislead, "deltas"], found[budget, mislead, "rewrite"], strict=True
+        )
     ]
     cells_json: list[dict[str, Any]] = [
-        {"budget": b, "mislead": q, "way": way, **{key: sum(one[key] for one in each) / len(each) for key in each[0]}}
+        {
+            "budget": b,
+            "mislead": q,
+            "way": way,
+            **{key: sum(one[key] for one in each) / len(each) for key in each[0]},
+        }
         for (b, q, way), each in found.items()
     ]
     finish(
