@@ -1,7 +1,7 @@
 """A small language model that does what its context tells it: trained here, on nothing but the room's prompts with rules made up
 anew for each example, so that its weights hold no rule and its accuracy is what the playbook in its prompt is worth.
 
-Asked for a word, it cites the line that tells its number and gives the number ("[calc-00007] 42"); a word that no line tells it
+Asked for a word, it gives the number that a line tells and cites the line ("counts 42 [calc-00007]"); a word that no line tells it
 answers with "?". Of two lines with the same id the later one counts, and a withdrawn line none, as in the room's prompts.
 """
 
@@ -62,7 +62,7 @@ def example(rules: Rules, rng: random.Random, most: int, questions: int) -> list
         rng.choice(words) if rng.random() < 0.85 else rng.choice(sorted(rules.values))
         for _ in range(questions)
     ]
-    replies = [" ".join(map(str, told[word])) if word in told else "?" for word in asked]
+    replies = [f"counts {told[word][1]} {told[word][0]}" if word in told else "?" for word in asked]
     prompts = [f"Task:\nTask {rng.randrange(99)}-{rng.randrange(999)}. Add up: {word}" for word in asked]
     prompts[0] = f"{TOLD}\n\nPlaybook:\n" + "\n".join(lines) + f"\n{prompts[0]}"
     return list(zip(prompts, replies, strict=True))

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import random
 import re
 import tempfile
@@ -125,8 +126,7 @@ def rewritten(
         kept = rng.sample(kept, min(SUMMARY, len(kept)))
     told = {word for word, _ in found}
     kept = [line for line in kept if not told & set(read_lines(line))]
-    kept = appended(kept, found, number, budget, student)
-    return kept
+    return appended(kept, found, number, budget, student)
 
 
 def run(way: str, rules: Rules, seed: int, samples: int, budget: int, mislead: float) -> dict[str, float]:
@@ -144,7 +144,7 @@ def run(way: str, rules: Rules, seed: int, samples: int, budget: int, mislead: f
             contexts = otherwise(student, prompts, budget, rewritten)
     later = range(samples // 2, samples, max(samples // 20, 1))
     lengths = [student.count_tokens(context) for context in contexts]
-    fall = min(after / before for before, after in zip(lengths, lengths[1:], strict=False) if before)
+    fall = min(after / before for before, after in itertools.pairwise(lengths) if before)
     return {
         "accuracy": accuracy(contexts[-1], asked, rules),
         "lowest": min(accuracy(contexts[number], asked, rules) for number in later),
