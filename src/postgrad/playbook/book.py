@@ -225,7 +225,7 @@ def fold(deltas: Iterable[Delta], start: Playbook | None = None) -> Playbook:
     >>> book.bullets["calc-00001"].helpful, book.version
     (1, 2)
     """
-    state = _State(start or Playbook())
+    state = _State(Playbook() if start is None else start)  # an empty one is false, and has a history
     for delta in deltas:
         state.apply(delta)
     return state.playbook()
