@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from postgrad._version import __version__
 
 if TYPE_CHECKING:
-    from postgrad import influence, mara, memory, rl, scaling, tasks
+    from postgrad import influence, mara, memory, playbook, rl, scaling, tasks
     from postgrad.core.errors import PostgradError
     from postgrad.core.models import Model, load
     from postgrad.core.run import Run
@@ -30,6 +30,7 @@ __all__ = [
     "load",
     "mara",
     "memory",
+    "playbook",
     "rl",
     "scaling",
     "tasks",
@@ -39,6 +40,7 @@ _MODULES = {
     "influence": "postgrad.influence",
     "mara": "postgrad.mara",
     "memory": "postgrad.memory",
+    "playbook": "postgrad.playbook",
     "rl": "postgrad.rl",
     "scaling": "postgrad.scaling",
     "tasks": "postgrad.tasks",

@@ -257,7 +257,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_recipes_by_name_path_or_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shipped = tmp_path / "scalerl.toml"
     shipped.write_text("")
-    monkeypatch.setattr("postgrad.core.recipes.shipped_recipes", lambda: {"scalerl": shipped})
+    monkeypatch.setattr("postgrad.core.recipes.shipped_recipes", lambda room: {"scalerl": shipped})
     monkeypatch.chdir(tmp_path)
     assert find_recipe("scalerl") == shipped
     with pytest.raises(ConfigError, match="Did you mean 'scalerl'"):

@@ -17,6 +17,7 @@ from postgrad.core.errors import ConfigError
 from postgrad.core.recipes import shipped_recipes
 from postgrad.influence.config import InfluenceConfig
 from postgrad.mara.config import ExplainConfig, MeasureConfig
+from postgrad.playbook.config import LearnConfig as PlaybookConfig
 from postgrad.rl import RLConfig
 from postgrad.scaling import ScalingConfig
 
@@ -24,8 +25,10 @@ FACES = [
     "postgrad",
     "postgrad.core.models",
     "postgrad.engines",
+    "postgrad.engines.chat",
     "postgrad.influence",
     "postgrad.mara",
+    "postgrad.playbook",
     "postgrad.rl",
     "postgrad.scaling",
     "postgrad.tasks",
@@ -78,9 +81,16 @@ def test_a_config_survives_json_and_every_field_has_help(config_type: type[Confi
     assert not [path for path in undocumented if path.count(".") < 1], undocumented
 
 
-@pytest.mark.parametrize("name", shipped_recipes())
-def test_shipped_recipes_are_valid(name: str) -> None:
-    resolve(RLConfig, shipped_recipes()[name])
+@pytest.mark.parametrize(
+    ("room", "name", "config"),
+    [
+        (room, name, config)
+        for room, config in (("rl", RLConfig), ("playbook", PlaybookConfig))
+        for name in shipped_recipes(room)
+    ],
+)
+def test_shipped_recipes_are_valid(room: str, name: str, config: type[Config]) -> None:
+    resolve(config, shipped_recipes(room)[name])
 
 
 @pytest.mark.parametrize(

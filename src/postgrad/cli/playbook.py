@@ -207,7 +207,7 @@ def timeline(log: Path, out: Path | None) -> int:
 def _recipe_and_overrides(words: Sequence[str], command: click.Command) -> tuple[Path | None, dict[str, Any]]:
     name, rest = split_words(words)
     flags = [flag for param in command.params for flag in param.opts if flag.startswith("--")]
-    return None if name is None else find_recipe(name), check_overrides(rest, flags, _CONFIG)
+    return None if name is None else find_recipe(name, "playbook"), check_overrides(rest, flags, _CONFIG)
 
 
 def _command(name: str) -> Any:

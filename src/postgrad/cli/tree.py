@@ -60,7 +60,7 @@ class DottedCommand(click.Command):
             formatter.write_text(
                 f"--SECTION.KEY VALUE, such as {self.example}. --help-config lists them all."
             )
-        names = sorted(shipped_recipes()) if self.config.startswith("postgrad.rl.") else []
+        names = sorted(shipped_recipes(self.config.split(".")[1]))
         if names:
             with formatter.section("Shipped recipes"):
                 formatter.write_text(", ".join(names))

@@ -7,18 +7,18 @@ from pathlib import Path
 from postgrad.core.errors import ConfigError, nearest
 
 
-def shipped_recipes() -> dict[str, Path]:
-    """Name → file of the recipes that come with postgrad."""
+def shipped_recipes(room: str = "rl") -> dict[str, Path]:
+    """Name → file of the recipes of a room that come with postgrad."""
     package = Path(__file__).resolve().parents[1]
     # Installed: postgrad/recipes. In a checkout: recipes/ beside src/.
     for directory in (package / "recipes", package.parents[1] / "recipes"):
-        found = {path.stem: path for path in sorted(directory.rglob("*.toml"))}
+        found = {path.stem: path for path in sorted((directory / room).glob("*.toml"))}
         if found:
             return found
     return {}
 
 
-def find_recipe(name: str) -> Path:
+def find_recipe(name: str, room: str = "rl") -> Path:
     """The file of a recipe given as a path, a run directory, or by its shipped name; a file of that name comes first.
 
     Raises:
@@ -29,7 +29,7 @@ def find_recipe(name: str) -> Path:
         return path / "config.json"
     if path.is_file():
         return path
-    recipes = shipped_recipes()
+    recipes = shipped_recipes(room)
     if name in recipes:
         return recipes[name]
     if path.is_dir():
