@@ -7,8 +7,8 @@ rollback is one more delta, and any earlier version is the fold of the first so 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from postgrad.core.errors import DataError
@@ -26,6 +26,10 @@ SECTIONS: Mapping[str, str] = {
 }
 """The paper's sections and the beginnings of their bullets' ids."""
 OTHERS = "OTHERS"
+ROLLED_BACK = "rolled back"
+"""Why a bullet is retired that was added after the version gone back to."""
+MAX_COUNT = 999_999_999
+"""Where counters stop, and the highest number of an id that a bullet can bring with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ class Bullet:
         helpful, harmful: how often it was tagged so.
         source: where it comes from, in words: "chain_sum/17", "file playbook.txt", "by hand".
         trust: quarantined bullets are not shown to the Generator.
-        added, changed: numbers of the deltas that made it and last changed its text; the first is 1.
+        added, changed: numbers of the deltas that made it and last changed its text or trust; the first is 1.
     """
 
     id: str
@@ -93,7 +97,10 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """Bullets become one, with the id of the oldest, the sum of counters and the least trust; `text` None keeps its text."""
+    """Two or more bullets become one: the oldest's id and section, the sum of counters, the least trust, and `text`.
+
+    `text` None keeps the oldest's.
+    """
 
     ids: tuple[str, ...]
     text: str | None = None
@@ -134,14 +141,14 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """Bullets and counters are again what they were after delta `version` (0 = empty); numbers of ids go on."""
+    """Bullets are again what they were after delta `version` (0 = empty); numbers of ids go on, and marks stay."""
 
     version: int
 
 
 Operation = Add | Update | Merge | Retire | Tag | SetTrust | Mark | Rollback
 
-_KINDS: Mapping[str, type[Any]] = {
+KINDS: Mapping[str, type[Any]] = {
     "add": Add,
     "update": Update,
     "merge": Merge,
@@ -151,8 +158,8 @@ _KINDS: Mapping[str, type[Any]] = {
     "mark": Mark,
     "rollback": Rollback,
 }
-_NAMES = {kind: name for name, kind in _KINDS.items()}
-_DEFAULTS = {kind: {item.name: item.default for item in fields(kind)} for kind in _KINDS.values()}
+"""Operations by the name that they have in a log."""
+_NAMES = {kind: name for name, kind in KINDS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,22 +232,29 @@ def fold(deltas: Iterable[Delta], start: Playbook | None = None) -> Playbook:
     >>> book.bullets["calc-00001"].helpful, book.version
     (1, 2)
     """
-    state = _State(Playbook() if start is None else start)  # an empty one is false, and has a history
+    deltas = list(deltas)
+    targets = {o.version for delta in deltas for o in delta.operations if type(o) is Rollback}
+    state = _State(Playbook() if start is None else start, targets)  # an empty one is false, and has a history
     for delta in deltas:
         state.apply(delta)
     return state.playbook()
 
 
 class _State:
-    """A playbook in the making."""
+    """A playbook in the making; of the versions in `targets` it keeps a copy, to go back to."""
 
-    def __init__(self, book: Playbook) -> None:
+    def __init__(self, book: Playbook, targets: Set[int]) -> None:
         self.bullets, self.retired, self.marks = dict(book.bullets), dict(book.retired), dict(book.marks)
         self.next_number, self.version = book.next_number, book.version
-        self.start, self.history = book, list[Delta]()
+        self.first, self.targets, self.copies = book.version, targets, dict[int, Playbook]()
+        self.keep()
 
     def playbook(self) -> Playbook:
         return Playbook(self.bullets, self.retired, self.next_number, self.version, self.marks)
+
+    def keep(self) -> None:
+        if self.version in self.targets:
+            self.copies[self.version] = Playbook(dict(self.bullets), dict(self.retired))
 
     def apply(self, delta: Delta) -> None:
         self.version += 1
@@ -248,13 +262,16 @@ class _State:
             try:
                 _APPLY[type(operation)](self, operation, delta)
             except KeyError as error:
+                what = _NAMES.get(type(operation), repr(operation))
                 raise DataError(
-                    f"Delta {self.version}: {_NAMES[type(operation)]} names {error.args[0]}, which is not there."
+                    f"Delta {self.version}: {what} names {error.args[0]}, which is not there."
                 ) from None
-        self.history.append(delta)
+        self.keep()
 
     def add(self, operation: Add, delta: Delta) -> None:
         id = operation.id or new_id(operation.section, self.next_number)
+        if operation.id and not is_old_id(id):
+            raise DataError(f"Delta {self.version}: {id!r} is no id of a bullet; ids look like calc-00003.")
         if id in self.bullets or id in self.retired:
             raise DataError(f"Delta {self.version}: the id {id} is taken.")
         self.next_number = max(self.next_number, number_of(id) + 1)
@@ -277,20 +294,25 @@ class _State:
 
     def merge(self, operation: Merge, delta: Delta) -> None:
         del delta
+        if len(set(operation.ids)) < 2 or len(set(operation.ids)) < len(operation.ids):
+            raise DataError(
+                f"Delta {self.version}: merge takes two or more bullets, not {list(operation.ids)}."
+            )
         found = [self.bullets[id] for id in operation.ids]
         oldest = min(found, key=lambda bullet: (bullet.added, number_of(bullet.id)))
         others = [bullet for bullet in found if bullet.id != oldest.id]
         text = oldest.text if operation.text is None else operation.text
+        trust: Trust = "quarantined" if any(b.trust == "quarantined" for b in found) else "trusted"
         for other in others:
             del self.bullets[other.id]
             self.retired[other.id] = Retired(other, "merged", oldest.id, self.version)
         self.bullets[oldest.id] = replace(
             oldest,
             text=text,
-            helpful=sum(bullet.helpful for bullet in found),
-            harmful=sum(bullet.harmful for bullet in found),
-            trust="quarantined" if any(b.trust == "quarantined" for b in found) else "trusted",
-            changed=oldest.changed if text == oldest.text else self.version,
+            helpful=min(sum(bullet.helpful for bullet in found), MAX_COUNT),
+            harmful=min(sum(bullet.harmful for bullet in found), MAX_COUNT),
+            trust=trust,
+            changed=oldest.changed if (text, trust) == (oldest.text, oldest.trust) else self.version,
         )
 
     def retire(self, operation: Retire, delta: Delta) -> None:
@@ -303,8 +325,8 @@ class _State:
         del delta
         b = self.bullets[operation.id]
         self.bullets[operation.id] = Bullet(
-            b.id, b.section, b.text, b.helpful + operation.helpful, b.harmful + operation.harmful, b.source, b.trust,
-            b.added, b.changed,
+            b.id, b.section, b.text, min(b.helpful + operation.helpful, MAX_COUNT),
+            min(b.harmful + operation.harmful, MAX_COUNT), b.source, b.trust, b.added, b.changed,
         )  # fmt: skip
 
     def set_trust(self, operation: SetTrust, delta: Delta) -> None:
@@ -319,20 +341,26 @@ class _State:
 
     def rollback(self, operation: Rollback, delta: Delta) -> None:
         del delta
-        if not self.start.version <= operation.version < self.version:
+        if not self.first <= operation.version < self.version:
             raise DataError(
-                f"Delta {self.version} rolls back to version {operation.version}; there are {self.start.version} to "
+                f"Delta {self.version} rolls back to version {operation.version}; there are {self.first} to "
                 f"{self.version - 1}."
             )
-        old = fold(self.history[: operation.version - self.start.version], self.start)
-        for id, bullet in self.bullets.items():
-            if id not in old.bullets:
-                self.retired[id] = Retired(bullet, "rolled back", None, self.version)
-        self.retired = {id: gone for id, gone in self.retired.items() if id not in old.bullets}
+        now, old = self.bullets, self.copies[operation.version]
+        later = {id: Retired(bullet, ROLLED_BACK, None, self.version) for id, bullet in now.items()}
+        later |= {
+            id: Retired(gone.bullet, ROLLED_BACK, None, self.version) if gone.into else gone
+            for id, gone in self.retired.items()
+        }
+        self.retired = {id: gone for id, gone in later.items() if id not in old.bullets} | dict(old.retired)
         self.bullets = {
-            id: bullet if self.bullets.get(id) == bullet else replace(bullet, changed=self.version)
+            id: replace(bullet, changed=now[id].changed if _same(bullet, now.get(id)) else self.version)
             for id, bullet in old.bullets.items()
         }
+
+
+def _same(before: Bullet, now: Bullet | None) -> bool:
+    return now is not None and (before.text, before.trust) == (now.text, now.trust)
 
 
 _APPLY: Mapping[type[Any], Any] = {
@@ -346,7 +374,7 @@ _APPLY: Mapping[type[Any], Any] = {
     Rollback: _State.rollback,
 }
 
-_ID = re.compile(r"[a-z][a-z0-9_]{0,31}-\d{5,12}")
+_ID = re.compile(r"[a-z][a-z0-9_]{0,31}-[0-9]{5,12}")
 
 
 def is_id(text: str) -> bool:
@@ -356,6 +384,11 @@ def is_id(text: str) -> bool:
     (True, False, False)
     """
     return _ID.fullmatch(text) is not None
+
+
+def is_old_id(id: str) -> bool:
+    """Whether a bullet may bring this id with it: a number above `MAX_COUNT` would leave too few for new ones."""
+    return is_id(id) and number_of(id) <= MAX_COUNT
 
 
 def number_of(id: str) -> int:
@@ -374,69 +407,6 @@ def new_id(section: str, number: int) -> str:
         words = re.findall(r"[a-z][a-z0-9]*", section.lower())
         slug = words[0][:12] if words else "misc"
     return f"{slug}-{number:05d}"
-
-
-def to_plain(operation: Operation) -> dict[str, Any]:
-    """An operation as JSON; what is as by default is left out."""
-    kind = type(operation)
-    defaults = _DEFAULTS[kind]
-    found: dict[str, Any] = {"op": _NAMES[kind]}
-    for name, default in defaults.items():
-        value = getattr(operation, name)
-        if value != default:
-            found[name] = value
-    return found
-
-
-def from_plain(row: Mapping[str, Any]) -> Operation:
-    """The reverse of `to_plain`.
-
-    Raises:
-        DataError: no such operation, or other fields than it has.
-
-    >>> from_plain(to_plain(Merge(("calc-00001", "calc-00002"))))
-    Merge(ids=('calc-00001', 'calc-00002'), text=None)
-    """
-    values = dict(row)
-    kind = _KINDS.get(values.pop("op", ""))
-    if kind is None:
-        raise DataError(f"No operation of a playbook: {dict(row)!r}. Known: {', '.join(_KINDS)}.")
-    if kind is Merge and isinstance(values.get("ids"), list):
-        values["ids"] = tuple(values["ids"])
-    try:
-        operation: Operation = kind(**values)
-    except TypeError as error:
-        raise DataError(f"An operation of a playbook with wrong fields: {dict(row)!r} ({error}).") from None
-    _check(operation)
-    return operation
-
-
-_TYPES: Mapping[str, type[Any] | tuple[type[Any], ...]] = {
-    "section": str,
-    "text": (str, type(None)),
-    "id": (str, type(None)),
-    "helpful": int,
-    "harmful": int,
-    "trust": str,
-    "source": (str, type(None)),
-    "ids": tuple,
-    "reason": str,
-    "name": str,
-    "score": (int, float, type(None)),
-    "version": int,
-}
-
-
-def _check(operation: Operation) -> None:
-    for name in _DEFAULTS[type(operation)]:
-        value = getattr(operation, name)
-        if not isinstance(value, _TYPES[name]):
-            raise DataError(f"{name} of {operation!r} is of a wrong type.")
-    id = getattr(operation, "id", None)
-    if id is not None and not is_id(id):
-        raise DataError(f"{id!r} is no id of a bullet; ids look like calc-00003.")
-    if getattr(operation, "trust", "trusted") not in ("trusted", "quarantined"):
-        raise DataError(f"{operation!r}: trust is 'trusted' or 'quarantined'.")
 
 
 @dataclass(frozen=True)

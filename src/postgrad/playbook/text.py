@@ -10,13 +10,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from postgrad.playbook.book import OTHERS, SECTIONS, Add, Bullet, is_id
+from postgrad.playbook.book import OTHERS, SECTIONS, Add, Bullet, is_old_id
 from postgrad.playbook.clean import RefusalError, clean_section, clean_text
 
 _BULLET = re.compile(
-    r"\s*(?:[-*]\s+)?\[([^\]\s]+)\]\s*helpful\s*=\s*(\d{1,9})\s*harmful\s*=\s*(\d{1,9})\s*::\s?(.*)"
+    r"(?:[-*]\s+)?\[([^\]\s]+)\]\s*helpful\s*=\s*([0-9]{1,9})\s*harmful\s*=\s*([0-9]{1,9})\s*::\s?(.*)"
 )
-_HEADING = re.compile(r"\s*#{1,6}\s*(\S.*?)\s*#*\s*")
+_HEADING = re.compile(r"(?:#(?=\s)|#{2,6})(.*)")
+_SHORT_ID = re.compile(r"([A-Za-z][A-Za-z0-9_]{0,31})-([0-9]{1,9})")
 
 
 def format_bullet(bullet: Bullet) -> str:
@@ -54,7 +55,8 @@ class Parsed:
 def parse_text(text: str) -> Parsed:
     """Reads the published format. A line that is neither heading nor bullet is told, never taken for a part of something.
 
-    A bullet whose id is taken or cannot be one gets a new id (and is told).
+    An id is brought into form (`Calc-3` → `calc-00003`); one that is taken, or cannot be one, is replaced by a new one; both are
+    told. Bullets without a heading before them are in OTHERS.
 
     >>> parse_text("## OTHERS\\n[misc-00001] helpful=1 harmful=0 :: Be brief.\\n").adds[0].text
     'Be brief.'
@@ -64,26 +66,34 @@ def parse_text(text: str) -> Parsed:
     section = OTHERS
     seen: set[str] = set()
     for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), start=1):
-        if not line.strip():
+        line = line.strip()
+        if not line:
             continue
-        heading = _HEADING.fullmatch(line)
-        found = _BULLET.fullmatch(line)
         try:
-            if heading:
+            if heading := _HEADING.fullmatch(line):
+                section = OTHERS
                 section = clean_section(heading[1], tuple(SECTIONS))
-            elif found:
-                id: str | None = found[1]
-                if not is_id(found[1]) or found[1] in seen:
-                    problems.append(
-                        f"line {number}: the id {found[1]} is {'taken' if found[1] in seen else 'no id'}; it gets a new one"
-                    )
-                    id = None
+            elif found := _BULLET.fullmatch(line):
                 content = clean_text(found[4])
-                seen.add(found[1])
+                id, problem = _read_id(found[1], seen)
+                if problem:
+                    problems.append(f"line {number}: {problem}")
                 adds.append(Add(section, content, id, int(found[2]), int(found[3])))
             else:
-                problems.append(f"line {number}: neither a heading nor a bullet: {line.strip()[:60]!r}")
+                problems.append(f"line {number}: neither a heading nor a bullet: {line[:60]!r}")
         except RefusalError as refusal:
             problems.append(f"line {number}: {refusal}")
     # Those with ids first: a new id must not take one that comes later.
     return Parsed([*(a for a in adds if a.id), *(a for a in adds if not a.id)], problems)
+
+
+def _read_id(written: str, seen: set[str]) -> tuple[str | None, str]:
+    """(id or None, what was wrong with it); an id is seen once."""
+    short = _SHORT_ID.fullmatch(written)
+    id = f"{short[1].lower()}-{int(short[2]):05d}" if short else written
+    if id in seen:
+        return None, f"the id {written[:40]} is taken; it gets a new one"
+    if not is_old_id(id):
+        return None, f"the id {written[:40]} is no id; it gets a new one"
+    seen.add(id)
+    return id, "" if id == written else f"the id {written} is read as {id}"

@@ -97,7 +97,7 @@ def history(deltas: Sequence[Delta], count: Callable[[str], int] = estimate_toke
             total += (tokens_of(new) if new else 0) - (tokens_of(old) if old else 0)
             waiting += _waits(new) - _waits(old)
         steps.append(_step(number, delta, before, book, changed))
-        marks += [(one.name, number - 1, one.score) for one in delta.operations if isinstance(one, Mark)]
+        marks += [(one.name, number, one.score) for one in delta.operations if isinstance(one, Mark)]
         rollbacks += [(number, version) for version in back]
         correct = was_correct(delta.sample)
         if correct is not None:

@@ -2,13 +2,15 @@
 
 Bullets stand in the order in which they came, without counters. What changes is said at the end: a new text in a new line with
 the same id, a withdrawal in a line of its own. When such left-overs are a tenth of all tokens, or the budget is reached, the
-lines are written anew. A view is a function of the playbooks that it has seen, so it can be had again from the log.
+lines are written anew, with a tenth of the budget free: so that a full playbook does not change all of its lines with each new one.
+A view is a function of the playbooks that it has seen, so it can be had again from the log.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import bisect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from postgrad.playbook.book import Bullet, Playbook
 
@@ -43,14 +45,16 @@ class View:
     Attributes:
         lines: as rendered, in order.
         shown: id → the line that stands for it now.
-        wasted: lines that were replaced or withdrawn, and withdrawals.
+        left_out: id → the line that had no room when the lines were written anew last.
+        wasted_tokens: of lines that were replaced or withdrawn, and of withdrawals, each counted by itself.
         version: of the playbook that was seen last.
         num_rewrites: how often the lines were written anew.
     """
 
     lines: tuple[str, ...] = ()
-    shown: dict[str, str] | None = None
-    wasted: tuple[str, ...] = ()
+    shown: Mapping[str, str] = field(default_factory=dict[str, str])
+    left_out: Mapping[str, str] = field(default_factory=dict[str, str])
+    wasted_tokens: int = 0
     version: int = 0
     num_rewrites: int = 0
 
@@ -63,39 +67,42 @@ class View:
 def advance(
     view: View, book: Playbook, budget_tokens: int, count: CountTokens, max_waste: float = 0.1
 ) -> View:
-    """The view after a playbook has changed.
+    """The view after a playbook has changed. Tokens are counted once, of the whole, and of what has become waste.
 
     Args:
         view: so far.
         book: as it is now; quarantined bullets are not shown.
-        budget_tokens: `count(view.text)` never exceeds it.
+        budget_tokens: `count(view.text)` never exceeds it, unless no bullet is shown.
         count: tokens of a text.
-        max_waste: share of tokens in left-overs at which the lines are written anew.
+        max_waste: share of tokens in left-overs at which the lines are written anew, and share of the budget that is then left
+            free, if not all bullets fit. Bullets that are new have the first right to room.
     """
-    shown = dict(view.shown or {})
-    trusted = {bullet.id: bullet for bullet in book.bullets.values() if bullet.trust == "trusted"}
-    gone = [id for id in shown if id not in trusted]
-    news = [bullet for bullet in trusted.values() if shown.get(bullet.id) != line(bullet)]
-    news.sort(key=lambda bullet: bullet.changed)
+    now = {bullet.id: line(bullet) for bullet in book.bullets.values() if bullet.trust == "trusted"}
+    gone = [id for id in view.shown if id not in now]
+    news = [id for id, text in now.items() if text not in (view.shown.get(id), view.left_out.get(id))]
+    left_out = {id: text for id, text in view.left_out.items() if now.get(id) == text}
     if not gone and not news:
-        return View(view.lines, shown, view.wasted, book.version, view.num_rewrites)
-    wasted = [*view.wasted, *(shown[bullet.id] for bullet in news if bullet.id in shown)]
-    wasted += [text for id in gone for text in (shown[id], withdrawal(id))]
-    lines = (*view.lines, *map(withdrawal, gone), *map(line, news))
-    for id in gone:
-        del shown[id]
-    shown.update((bullet.id, line(bullet)) for bullet in news)
+        return replace(view, left_out=left_out, version=book.version)
+    news.sort(key=lambda id: book.bullets[id].changed)
+    lines = (*view.lines, *map(withdrawal, gone), *(now[id] for id in news))
+    waste = [view.shown[id] for id in news if id in view.shown]
+    waste += [text for id in gone for text in (view.shown[id], withdrawal(id))]
+    wasted_tokens = view.wasted_tokens + sum(map(count, waste))
     total = count("\n".join(lines))
-    if total <= budget_tokens and sum(map(count, wasted)) <= max_waste * total:
-        return View(lines, shown, tuple(wasted), book.version, view.num_rewrites)
-    chosen = select(list(trusted.values()), budget_tokens, count)
-    return View(
-        tuple(map(line, chosen)),
-        {bullet.id: line(bullet) for bullet in chosen},
-        (),
-        book.version,
-        view.num_rewrites + 1,
-    )
+    if total <= budget_tokens and wasted_tokens <= max_waste * total:
+        shown = {id: text for id, text in view.shown.items() if id in now} | {id: now[id] for id in news}
+        return View(lines, shown, left_out, wasted_tokens, book.version, view.num_rewrites)
+
+    def is_new(bullet: Bullet) -> float:
+        return bullet.id not in view.shown and bullet.id not in view.left_out
+
+    chosen = trusted = book.trusted
+    if count("\n".join(now.values())) > budget_tokens:
+        with_room = int(budget_tokens * (1 - max_waste))
+        chosen = select(trusted, with_room, count, is_new) or select(trusted, budget_tokens, count, is_new)
+    shown = {bullet.id: now[bullet.id] for bullet in chosen}
+    left_out = {id: text for id, text in now.items() if id not in shown}
+    return View(tuple(shown.values()), shown, left_out, 0, book.version, view.num_rewrites + 1)
 
 
 def select(
@@ -125,10 +132,15 @@ def select(
         if total + tokens <= budget_tokens:
             chosen.append(index)
             total += tokens
-    # Tokens of a whole are hardly ever more than those of its parts; where they are, the least of the chosen goes.
-    while chosen and count("\n".join(line(bullets[i]) for i in sorted(chosen))) > budget_tokens:
-        chosen.pop()
-    return [bullets[index] for index in sorted(chosen)]
+
+    def whole(num: int) -> int:
+        return count("\n".join(line(bullets[index]) for index in sorted(chosen[:num])))
+
+    # Tokens of a whole are hardly ever more than those of its parts; where they are, the least of the chosen go.
+    num = len(chosen)
+    if whole(num) > budget_tokens:
+        num = max(bisect.bisect_right(range(num), budget_tokens, key=whole) - 1, 0)
+    return [bullets[index] for index in sorted(chosen[:num])]
 
 
 def render(
