@@ -188,7 +188,7 @@ class Learning:
         tasks: dict[int, tuple[Assignment, asyncio.Task[Study]]] = {}
         admitted = 0
         held: list[tuple[Assignment, Study]] = []
-        """Samples that got no reply, not merged before one after them gets one: a server that is out costs no sample."""
+        """Studied, not merged. What got no reply waits for one after it that is done later: a server that is out costs no sample."""
 
         async def one(sample: Assignment) -> Study:
             async with gate:
@@ -196,8 +196,11 @@ class Learning:
 
         def admit() -> None:
             nonlocal admitted
-            # What is held changes nothing when it is merged, so samples after it start from the same playbook.
-            while admitted < min(total, self.state.merged + len(held) + self.config.window):
+            # What got no reply changes nothing when it is merged, so samples after it start from the same playbook.
+            known = 0
+            while known < len(held) and held[known][1].failure is not None and not self._due(known + 1):
+                known += 1
+            while admitted < min(total, self.state.merged + known + self.config.window):
                 sample = self._assign(admitted, *self.work.samples[admitted])
                 if admitted >= done:
                     tasks[admitted] = sample, asyncio.create_task(one(sample))
@@ -212,21 +215,24 @@ class Learning:
             if self._due():
                 await self._validate()
             admit()
+            row = 0
             for number in range(done, total):
                 sample, task = tasks.pop(number)
-                held.append((sample, await task))
-                if held[-1][1].failure is None:
-                    self._merge_all(held)
-                elif len(held) >= limit:
+                study = await task
+                held.append((sample, study))
+                row = 0 if study.failure is None else row + 1
+                if row >= limit:
                     raise ChatError(
-                        f"{len(held)} samples in a row got no reply; the last: {held[-1][1].failure}\n"
-                        f"  {self._kept()}"
+                        f"{row} samples in a row got no reply; the last: {study.failure}\n  {self._kept()}"
                     )
-                if self._due(len(held)):
+                if self._due(len(held)) and all(failed.failure is not None for _, failed in held):
                     await self._validate(held)
-                elif number == total - 1:
-                    self._merge_all(held)
                 admit()
+                while held and (_is_certain(held) or number == total - 1):
+                    self._merge(*held.pop(0))
+                    if self._due():
+                        await self._validate()
+                    admit()
         finally:
             for _, task in tasks.values():
                 task.cancel()
@@ -326,10 +332,6 @@ class Learning:
 
     # -- merging -------------------------------------------------------------------------------------------
 
-    def _merge_all(self, held: list[tuple[Assignment, Study]]) -> None:
-        while held:
-            self._merge(*held.pop(0))
-
     def _merge(self, sample: Assignment, study: Study) -> None:
         """One sample's delta, on the disk."""
         state, config = self.state, self.config
@@ -361,7 +363,7 @@ class Learning:
         return after % every == 0 or after == len(self.work.samples)
 
     async def _validate(self, held: list[tuple[Assignment, Study]] | None = None) -> None:
-        """Does this version answer more held-out prompts? What is held is merged once there are replies: then no server is out.
+        """Does this version answer more held-out prompts? What got no reply is merged once there are some: no server is out then.
 
         Raises:
             ChatError: too many in a row got no reply.
@@ -384,7 +386,8 @@ class Learning:
             rate, account = await accuracy(self._studying, samples, self.config)
         except ChatError as error:
             raise ChatError(f"{error}\n  {self._kept()}") from None
-        self._merge_all(held or [])
+        while held:
+            self._merge(*held.pop(0))
         operations: list[Operation] = []
         better = state.best is None or rate.mean > state.best
         if waiting and (state.best is None or rate.mean >= state.best):
@@ -398,6 +401,14 @@ class Learning:
         found = {"after": after, "accuracy": rate.mean, "accuracy_low": rate.low, "accuracy_high": rate.high}
         found |= {"cost_usd": account.cost_usd, "account": account.as_dict()}
         self._absorb([self.log.append(operations, source="validation", sample={"validation": found})])
+
+
+def _is_certain(held: Sequence[tuple[Assignment, Study]]) -> bool:
+    """Whether the first can be merged as it is: it was studied, or another one was, with a call that came after its failure."""
+    first = held[0][1]
+    return first.failure is None or any(
+        study.failure is None and study.asked_s > first.ended_s for _, study in held
+    )
 
 
 def retrieve(

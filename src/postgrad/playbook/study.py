@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from postgrad.core.data import plain_text
 from postgrad.core.errors import ChatError, TaskError
 from postgrad.core.types import Message, Prompt
-from postgrad.engines.chat import Account, Call, Chat, Ledger, Metered, Prices, ask
+from postgrad.engines.chat import Account, Call, Chat, Ledger, Metered, Prices, Reply, ask
 from postgrad.engines.chat.structured import visible
 from postgrad.playbook.book import Bullet, Playbook
 from postgrad.playbook.config import ROLES, LearnConfig
@@ -154,6 +154,7 @@ class Study:
         problems: replies that could not be used, and why.
         failure: a call that gave no reply ended it.
         account: calls, tokens, seconds and cost, by role.
+        asked_s, ended_s: when the last call was sent, and when all was done, by the clock of the event loop.
     """
 
     attempts: list[Attempt] = field(default_factory=list[Attempt])
@@ -163,6 +164,20 @@ class Study:
     problems: list[str] = field(default_factory=list[str])
     failure: str | None = None
     account: dict[str, Account] = field(default_factory=dict[str, Account])
+    asked_s: float = 0.0
+    ended_s: float = 0.0
+
+
+class _Asked(Metered):
+    """Enters calls into an account, and into a study when the last one was sent."""
+
+    def __init__(self, chat: Chat, ledger: Ledger, study: Study) -> None:
+        super().__init__(chat, ledger)
+        self._study = study
+
+    async def complete(self, call: Call) -> Reply:
+        self._study.asked_s = asyncio.get_running_loop().time()
+        return await super().complete(call)
 
 
 class Studying:
@@ -206,6 +221,7 @@ class Studying:
         except ChatError as error:
             study.failure = str(error)
         study.account = dict(ledger.accounts)
+        study.ended_s = asyncio.get_running_loop().time()
         return study
 
     async def answer(self, sample: Assignment) -> tuple[Attempt | None, Account, str]:
@@ -248,7 +264,7 @@ class Studying:
         reflection: str = "",
         earlier_answer: str = "",
     ) -> Attempt:
-        chat, key = Metered(self._roles.generator, ledger), f"{sample.key}/{name}"
+        chat, key = _Asked(self._roles.generator, ledger, study), f"{sample.key}/{name}"
         question = plain_text(sample.prompt).removesuffix("\n")
         retrieved = "\n".join(map(line, sample.retrieved))
         known = [*sample.shown, *(bullet.id for bullet in sample.retrieved)]
@@ -337,7 +353,7 @@ class Studying:
             earlier=study.reflections[-1] if study.reflections else "",
         )
         call = Call(f"{sample.key}/reflect/{number}", "reflector", messages)
-        got = await ask(Metered(self._roles.reflector, ledger), call, Reflection, self._config.repairs)
+        got = await ask(_Asked(self._roles.reflector, ledger, study), call, Reflection, self._config.repairs)
         study.problems += [f"reflector: {problem}" for problem in got.problems]
         if got.value is not None:
             study.reflections.append(reflection_text(got.value))
@@ -364,7 +380,7 @@ class Studying:
             context=self._config.about,
         )
         call = Call(f"{sample.key}/curate", "curator", messages)
-        got = await ask(Metered(self._roles.curator, ledger), call, Curation, self._config.repairs)
+        got = await ask(_Asked(self._roles.curator, ledger, study), call, Curation, self._config.repairs)
         study.problems += [f"curator: {problem}" for problem in got.problems]
         if got.value is not None:
             study.requested = got.value.operations
