@@ -17,11 +17,12 @@ _MEANING = {
     "weights_bytes": "the model, float32 copies of it, and the chosen weights that displacements are added to",
     "factors_bytes": "EK-FAC's axes and eigenvalues",
     "chain_bytes": "place or noise, and preconditioners, of the running chain",
-    "draws_bytes": "losses at all draws",
+    "draws_bytes": "losses of queries at all draws",
     "token_bytes": "moments of single tokens, at their peak",
     "passing_bytes": "activations and gradients of a batch (estimate)",
     "scoring_bytes": "draws and all that is made of them, at the peak",
     "peak_bytes": "weights, factors, chain and tokens, and a pass beside the draws or the scoring (estimate)",
+    "disk_bytes": "on disk, until the run has ended: training losses at all draws",
 }
 
 
@@ -40,6 +41,7 @@ def show_plan(
     prompts: Sequence[str],
     config: InfluenceConfig,
     device: str,
+    out: Path,
     *,
     json_output: bool,
 ) -> int:
@@ -52,7 +54,7 @@ def show_plan(
     from postgrad.core.models.model import resolve_device
     from postgrad.core.models.skeleton import load_outline
     from postgrad.influence.examples import Example, Texts, make_examples
-    from postgrad.influence.plan import free_bytes, plan, read_sizes
+    from postgrad.influence.plan import free_bytes, free_disk_bytes, plan, read_sizes
 
     notes: list[str] = []
     dtype, outline = planned_dtype(device, notes), load_outline(Path(model))
@@ -71,12 +73,17 @@ def show_plan(
             )
         sides.append(texts)
     sizes = read_sizes(outline.module, sides[0], sides[1], config)
-    found = plan(sizes, config, itemsize=dtype.itemsize)
+    found = plan(sizes, config, itemsize=dtype.itemsize, on_disk=True)
     notes += found.notes
     here = not any("is not on this machine" in note for note in notes)
     free = free_bytes(resolve_device(device)) if here else None
     if free is not None and found.peak_bytes > free:
-        notes.append(f"that is more than the {describe_size(free)} that are free now")
+        notes.append(f"that is more than the {describe_size(free)} of memory that are free now")
+    disk = free_disk_bytes(out)
+    if found.disk_bytes > disk:
+        notes.append(
+            f"{describe_size(found.disk_bytes)} are more than the {describe_size(disk)} of disk that are free at {out}"
+        )
     if json_output:
         facts = asdict(found) | {"peak_bytes": found.peak_bytes, "free_bytes": free, "notes": notes}
         counted = {name: sum(getattr(sizes, name)) for name in ("counted_train", "counted_query")}

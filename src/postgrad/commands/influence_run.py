@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import itertools
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +26,7 @@ _SCORES = "scores.jsonl"
 _PARQUET = "scores.parquet"
 _CHAINS = "chains"
 _RANKED = 50
+_BATCH = 50_000
 
 
 def main(
@@ -56,7 +60,7 @@ def main(
     else:
         check_free(out, overwrite=overwrite)
     if dry_run:
-        return show_plan(model, rows, queries, prompts, config, device, json_output=json_output)
+        return show_plan(model, rows, queries, prompts, config, device, out, json_output=json_output)
 
     from postgrad.core.models import load
     from postgrad.influence.api import answer
@@ -151,10 +155,8 @@ def _attribute(
         if resume:  # other data: the run is what it was
             directory.finish("interrupted")
         raise
-    last = 0 if result.draws is None else result.draws.distance.numel()
-    if config.method == "stein":
-        last = config.chains * config.num_draws * max(1, len(checkpoints))
-    directory.log(last, result.diagnostics)
+    draws = round(result.diagnostics.get("sampler/draws", 0.0)) * max(1, len(checkpoints))
+    directory.log(draws, result.diagnostics)
     record = _record(result)
     record["notes"] = [*result.notes, *_write_scores(directory.path, result)]
     record = to_plain(record)[0]
@@ -163,18 +165,28 @@ def _attribute(
 
 
 def _write_scores(folder: Path, result: Any) -> list[str]:
-    """All pairs as JSON lines, and as Parquet where pyarrow is installed; what is to be said about it."""
-    rows = list(_rows(result))
-    file = LineFile(folder / _SCORES)
-    file.append(rows)
-    file.close()
-    try:
-        import pyarrow as arrow
-        import pyarrow.parquet as parquet
-    except ImportError:
-        return ["scores are JSON lines alone; pip install 'postgrad[data]' adds Parquet"]
-    parquet.write_table(arrow.Table.from_pylist(rows), folder / _PARQUET)
-    return []
+    """All pairs as JSON lines, and as Parquet where pyarrow is installed, some at a time; what is to be said about it."""
+    for name in (_SCORES, _PARQUET):
+        (folder / name).unlink(missing_ok=True)
+    arrow = parquet = None
+    with contextlib.suppress(ImportError):
+        arrow, parquet = (importlib.import_module(name) for name in ("pyarrow", "pyarrow.parquet"))
+    with contextlib.ExitStack() as open_files:
+        file, writer = open_files.enter_context(contextlib.closing(LineFile(folder / _SCORES))), None
+        rows = _rows(result)
+        while some := list(itertools.islice(rows, _BATCH)):
+            file.append(some)
+            if arrow is None or parquet is None:
+                continue
+            table = arrow.Table.from_pylist(some)
+            if writer is None:
+                writer = open_files.enter_context(parquet.ParquetWriter(folder / _PARQUET, table.schema))
+            writer.write_table(table)
+    return (
+        []
+        if arrow is not None
+        else ["scores are JSON lines alone; pip install 'postgrad[data]' adds Parquet"]
+    )
 
 
 def _rows(result: Any) -> Iterator[dict[str, Any]]:

@@ -24,7 +24,7 @@ from postgrad.influence.ekfac import LayerBasis, fit
 from postgrad.influence.examples import Examples, Texts, make_examples
 from postgrad.influence.layers import find_layers
 from postgrad.influence.plan import WITH_LAYERS, check_memory
-from postgrad.influence.result import Result, diagnose, find_problems, from_draws
+from postgrad.influence.result import Result, Scored, diagnose, find_problems, from_draws
 from postgrad.influence.rounds import draw_until_stable
 from postgrad.influence.sampler import Basis, Draws, Posterior, Sampler, chain_seed, choose_beta
 from postgrad.influence.state import ChainFiles, identify
@@ -56,15 +56,15 @@ def run(
         queries: the same; what the model said, or was asked.
         config: settings; `options` override its fields.
         log: told (number of the draw, metrics) after every draw.
-        state: directory where the chains keep their state every few seconds; after a kill the same call goes on from there.
-            It may be removed afterwards.
+        state: directory where the chains keep their state every few seconds, and all their training losses, which then take
+            disk in place of memory (`Result.draws` has them there); after a kill the same call goes on. Remove it afterwards.
 
     Returns:
         Scores [Q, N] with standard errors and diagnostics. The model's weights are what they were, bit by bit.
 
     Raises:
         ConfigError: an option that cannot be used, or weights that it does not fit; `state` is of another input; draws that do
-            not fit into memory.
+            not fit into memory, or onto the disk.
         DataError: an example without a loss.
         TrainingError: a loss at the model's own weights is not finite.
         SamplingError: a chain diverged.
@@ -79,7 +79,7 @@ def run(
     else:
         module = cast("nn.Module", model.module if isinstance(model, Model) else model)
         chosen = choose_parameters(module, config.parameters)
-        check_memory(train, queries, config, chosen[0][1].device)
+        check_memory(train, queries, config, chosen[0][1].device, None if state is None else Path(state))
         files = None if state is None or config.method not in DRAWN else ChainFiles(state)
         stopping = contextlib.nullcontext() if files is None else files.stopping_cleanly()
         with stopping, borrowed(module, chosen) as parameters:
@@ -315,25 +315,25 @@ def _sampled(
     if config.method != "laplace":
         loss_at_centre = float((losses * train.weights).sum() / train.weights.sum())
 
-    def judge(draws: Draws, per_chain: Tensor | None = None) -> dict[str, float]:
-        per_chain = from_draws(draws)[0] if per_chain is None else per_chain
-        return diagnose(draws, train.weights, loss_at_centre, posterior.num_tempered, per_chain)
+    def judge(draws: Draws, scored: Scored | None = None) -> dict[str, float]:
+        scored = from_draws(draws, train.weights) if scored is None else scored
+        return diagnose(draws, scored, loss_at_centre, posterior.num_tempered)
 
     draws, notes = draw_until_stable(sampler, config, judge, progress)
-    per_chain, scores, errors, correlation = from_draws(draws)
-    found = judge(draws, per_chain)
+    scored = from_draws(draws, train.weights)
+    found = judge(draws, scored)
     metrics["sampler/draws"] = float(draws.distance.numel())
     if config.check_step and config.method != "laplace" and len(train) > 2:
         count = draws.train.shape[1]
-        again = _agreement(parameters, posterior, queries, step / 2, scores, count, files)
+        again = _agreement(parameters, posterior, queries, step / 2, scored.scores, count, files)
         found["diagnostics/agreement"] = again
     return Result(
-        scores.cpu(),
-        errors.cpu(),
-        correlation.cpu(),
+        scored.scores.cpu(),
+        scored.errors.cpu(),
+        scored.correlation.cpu(),
         {**metrics, **found},
         find_problems(found, config),
-        self_scores=draws.train.double().var(1).mean(0).float().cpu(),
+        self_scores=scored.variance.cpu(),
         notes=[*notes, *([sides] if isinstance(sides, str) else [])],
         tokens=token_scores(sampler.token_moments, *sides) if isinstance(sides, tuple) else None,
         draws=Draws(*(part.cpu() for part in draws)),
@@ -355,8 +355,8 @@ def _agreement(
     slower = before.model_copy(update={"burn_in": 2 * before.burn_in, "thin": 2 * before.thin})
     again = Posterior(parameters, posterior.train, posterior.basis, slower)
     sampler = Sampler(again, queries, step, name="half", seed_offset=_CHECK_SEED, keeper=files)
-    _, halved, _, _ = from_draws(sampler.sample(num_draws))
-    return float(ops.spearman(scores, halved).median())
+    halved = from_draws(sampler.sample(num_draws), posterior.train.weights).scores
+    return float(torch.stack([ops.spearman(*pair) for pair in zip(scores, halved, strict=True)]).median())
 
 
 def _stein_progress(

@@ -234,11 +234,22 @@ def common_mode(draws: Float[Tensor, "C S N"]) -> Float[Tensor, ""]:
     >>> round(common_mode(torch.tensor([[[1.0, 2.0], [2.0, 4.0]]])).item(), 4)
     1.0
     """
-    centred = draws - draws.mean(1, keepdim=True)
-    mean = centred.mean(2)
-    total = centred.square().sum()
-    explained = torch.einsum("cs,csn->n", mean, centred).square().sum() / mean.square().sum()
+    explained, total = explained_variance(draws, draws.mean(2))
     return torch.where(total > 0, explained / total, 0.0)
+
+
+def explained_variance(
+    draws: Float[Tensor, "C S N"], mean: Float[Tensor, "C S"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Of the examples' sums of squares within chains, what a series explains, and all; parts of the examples add up.
+
+    >>> [x.item() for x in explained_variance(torch.tensor([[[1.0, 5.0], [3.0, 5.0]]]), torch.tensor([[0.0, 1.0]]))]
+    [2.0, 2.0]
+    """
+    centred = draws - draws.mean(1, keepdim=True)
+    mean = mean - mean.mean(1, keepdim=True)
+    along = torch.einsum("cs,csn->n", mean, centred).square().sum()
+    return along / mean.square().sum(), centred.square().sum()
 
 
 def local_learning_coefficient(

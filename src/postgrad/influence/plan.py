@@ -11,7 +11,9 @@ N training examples, Q queries, C chains, S draws, T tokens with padding, b byte
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -24,14 +26,17 @@ from postgrad.influence.config import DRAWN, SAMPLED, InfluenceConfig
 from postgrad.influence.ekfac import LayerBasis
 from postgrad.influence.examples import Examples, Texts
 from postgrad.influence.layers import Layer, find_layers, layer_type
+from postgrad.influence.result import BLOCK_BYTES
 from postgrad.influence.sampler import CURVATURE_EXAMPLES, CURVATURE_STEPS
 from postgrad.influence.stein import CURVATURE_EXAMPLES as STEIN_EXAMPLES
 from postgrad.influence.tokens import MAX_TOKEN_BYTES, moments_bytes
 from postgrad.influence.weights import choose_parameters
 
 WITH_LAYERS = ("stein", "langevin", "laplace", "ekfac", "gradient")
-_DRAW_BYTES = 28
-"""For each loss of a draw while scores are made: itself in float32, and three times in float64."""
+_QUERY_BYTES = 28
+"""For each loss of a query at a draw while scores are made: itself in float32, and three times in float64."""
+_BLOCKS = 6
+"""Blocks of training losses that are there at once while scores are made: two, and what is made of one (measured)."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +117,12 @@ class Plan:
         weights_bytes: the model as loaded, its float32 copies, and the chosen weights that displacements are added to.
         factors_bytes: axes and eigenvalues of EK-FAC.
         chain_bytes: preconditioner, and place and noise of the chain that is running, or of all where they may go on.
-        draws_bytes: all losses at all draws, of which there are two sets while the step is checked.
+        draws_bytes: losses at all draws in memory, of which there are two sets while the step is checked.
         scoring_bytes: of these and what is made of them, at the peak.
         token_bytes: moments of tokens at their peak; 0 where they are left out.
         passing_bytes: the largest of what is there for a moment: activations and gradients of a batch, or each example's
             gradient (ekfac), or the queries' (ekfac, gradient).
+        disk_bytes: training losses at all draws in a run's directory; 0 where they are in memory.
         notes: what is left out, and why.
     """
 
@@ -131,6 +137,7 @@ class Plan:
     scoring_bytes: int
     token_bytes: int
     passing_bytes: int
+    disk_bytes: int = 0
     notes: tuple[str, ...] = ()
 
     @property
@@ -140,13 +147,14 @@ class Plan:
         return kept + max(self.draws_bytes + self.passing_bytes, self.scoring_bytes)
 
 
-def plan(sizes: Sizes, config: InfluenceConfig, *, itemsize: int = 4) -> Plan:
+def plan(sizes: Sizes, config: InfluenceConfig, *, itemsize: int = 4, on_disk: bool = False) -> Plan:
     """What an attribution takes.
 
     Args:
         sizes: of model and texts.
         config: settings.
         itemsize: b.
+        on_disk: a directory keeps the chains' state and training losses, as that of a run does.
     """
     if config.method == "bm25":
         scores = 4 * sizes.num_train * sizes.num_queries
@@ -173,42 +181,70 @@ def plan(sizes: Sizes, config: InfluenceConfig, *, itemsize: int = 4) -> Plan:
         + (4 * (sizes.num_parameters - sizes.num_sampled) if itemsize != 4 else 0),
         factors_bytes=4 * (axes + sizes.num_sampled * _has_factors(config)),
         chain_bytes=4 * sizes.num_sampled * vectors,
-        draws_bytes=draws_bytes(sizes.num_train, sizes.num_queries, config) if sampled else 0,
-        scoring_bytes=scoring_bytes(sizes.num_train, sizes.num_queries, config),
+        draws_bytes=draws_bytes(sizes.num_train, sizes.num_queries, config, on_disk=on_disk)
+        if sampled
+        else 0,
+        scoring_bytes=scoring_bytes(sizes.num_train, sizes.num_queries, config, on_disk=on_disk),
         token_bytes=tokens,
         passing_bytes=_passing_bytes(sizes, config),
+        disk_bytes=disk_bytes(sizes.num_train, config) if on_disk else 0,
         notes=notes,
     )
 
 
-def draws_bytes(num_train: int, num_queries: int, config: InfluenceConfig) -> int:
-    """4·C·S·(N + Q + 1): losses and the distance.
+def draws_bytes(num_train: int, num_queries: int, config: InfluenceConfig, *, on_disk: bool = False) -> int:
+    """4·C·S·(N + Q + 1) of memory: losses and the distance; without N where training losses are on disk.
 
     >>> draws_bytes(9, 2, InfluenceConfig(method="langevin", chains=2, draws=5))
     480
     """
-    return 4 * config.chains * config.most_draws * (num_train + num_queries + 1)
+    return 4 * config.chains * config.most_draws * ((0 if on_disk else num_train) + num_queries + 1)
 
 
-def scoring_bytes(num_train: int, num_queries: int, config: InfluenceConfig) -> int:
-    """28·C·S·(N + Q), 4 more while the step is checked, and 8·(C + 4)·Q·N; of a method without draws 4·Q·N."""
+def disk_bytes(num_train: int, config: InfluenceConfig) -> int:
+    """4·C·S·N of training losses at the draws, twice while the step is checked. Of methods with draws of losses.
+
+    >>> disk_bytes(9, InfluenceConfig(method="langevin", chains=2, draws=5))
+    720
+    """
+    if config.method not in SAMPLED:
+        return 0
+    sets = 2 if config.check_step and config.method != "laplace" and num_train > 2 else 1
+    return 4 * sets * config.chains * config.most_draws * num_train
+
+
+def scoring_bytes(num_train: int, num_queries: int, config: InfluenceConfig, *, on_disk: bool = False) -> int:
+    """4·C·S·N of training losses (twice while the step is checked; nothing where they are on disk), 28·C·S·Q, six blocks of at
+    most 16 MiB, and 20·Q·N; of a method without draws of losses 4·Q·N."""
     pairs = num_train * num_queries
     if config.method not in SAMPLED:
         return 4 * pairs * (2 * config.chains + 1 if config.method == "stein" else 1)
-    each = _DRAW_BYTES + (4 if config.check_step and config.method != "laplace" else 0)
-    losses = config.chains * config.most_draws * (num_train + num_queries)
-    return each * losses + 8 * (config.chains + 4) * pairs
+    draws = config.chains * config.most_draws
+    losses = 0 if on_disk else disk_bytes(num_train, config)
+    blocks = _BLOCKS * min(BLOCK_BYTES, 8 * config.chains * (config.most_draws + num_queries) * num_train)
+    return losses + _QUERY_BYTES * draws * num_queries + blocks + 20 * pairs
 
 
-def check_memory(train: Examples, queries: Examples, config: InfluenceConfig, device: torch.device) -> None:
-    """Whether draws and token moments fit into what is free on the device now.
+def check_memory(
+    train: Examples,
+    queries: Examples,
+    config: InfluenceConfig,
+    device: torch.device,
+    state: Path | None = None,
+) -> None:
+    """Whether draws and token moments fit into what is free on the device now, and training losses onto the disk.
+
+    Args:
+        state: directory where training losses are put; None = memory.
 
     Raises:
         ConfigError: they do not; says what to change.
     """
     if config.method not in SAMPLED:
         return
-    need, tokens = scoring_bytes(len(train), len(queries), config), 0
+    if state is not None:
+        _check_disk(len(train), config, state)
+    need, tokens = scoring_bytes(len(train), len(queries), config, on_disk=state is not None), 0
     if config.tokens and hasattr(train, "num_tokens") and hasattr(queries, "num_tokens"):
         counts = cast("Any", train).num_tokens, cast("Any", queries).num_tokens
         tokens = moments_bytes(*counts, config.chains)
@@ -216,7 +252,9 @@ def check_memory(train: Examples, queries: Examples, config: InfluenceConfig, de
     free = free_bytes(device)
     if need + tokens <= free:
         return
-    advice = "Lower draws or chains, or give fewer training examples at a time."
+    advice = "Lower draws or chains, or give fewer training examples or queries at a time."
+    if state is None and scoring_bytes(len(train), len(queries), config, on_disk=True) + tokens <= free:
+        advice = "Give a directory where training losses are kept (state=DIR; influence run does), or lower draws or chains."
     if need <= free:
         advice = "Leave token scores out (--no-tokens, tokens=False), or give fewer queries at a time."
     raise ConfigError(
@@ -225,6 +263,23 @@ def check_memory(train: Examples, queries: Examples, config: InfluenceConfig, de
         + (f", token scores {_gigabytes(tokens)}" if tokens else "")
         + f"; {_gigabytes(free)} are free. {advice}"
     )
+
+
+def _check_disk(num_train: int, config: InfluenceConfig, state: Path) -> None:
+    """Raises ConfigError where training losses at the draws do not fit beside what is there."""
+    need = disk_bytes(num_train, config) - sum(path.stat().st_size for path in state.glob("*.losses"))
+    free = free_disk_bytes(state)
+    if need > free:
+        raise ConfigError(
+            f"{config.most_draws:,} draws of {config.chains} chains over {num_train:,} training examples take "
+            f"{_gigabytes(need)} of disk in {state}; {_gigabytes(free)} are free. Lower draws or chains, or choose another place."
+        )
+
+
+def free_disk_bytes(folder: Path) -> int:
+    """Of the disk that a directory is on, or will be on."""
+    place = next(part for part in (folder.absolute(), *folder.absolute().parents) if part.exists())
+    return shutil.disk_usage(place).free
 
 
 def free_bytes(device: torch.device) -> int:

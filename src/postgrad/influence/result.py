@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -13,6 +14,9 @@ from postgrad.influence import ops
 from postgrad.influence.config import InfluenceConfig
 from postgrad.influence.sampler import Draws
 from postgrad.influence.tokens import TokenView
+
+BLOCK_BYTES = 2**24
+"""Of losses in double precision that scores are made from at a time."""
 
 
 class Ranked(NamedTuple):
@@ -110,42 +114,93 @@ def withheld(problems: list[str]) -> str:
     )
 
 
-def from_draws(draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(covariance of each chain [C, Q, N], scores, standard errors, correlation [Q, N]), in double precision inside."""
-    query, train = draws.query.double(), draws.train.double()
-    per_chain = ops.chain_covariances(query, train)
-    scores, errors = ops.mean_and_error(per_chain)
-    return per_chain, scores.float(), errors.float(), ops.correlation(query, train).float()
+class Scored(NamedTuple):
+    """What draws say, made from blocks of training examples so that all their losses are never in memory at once.
+
+    Attributes:
+        scores, errors, correlation: [Q, N]; see `Result`.
+        halves: scores by one half of the chains, or of the draws of a single chain, and by the other [2, Q, N].
+        variance: of each training loss, mean over chains [N].
+        mean_loss: of the training examples by their weights, at each draw [C, S], double.
+        common_mode: see ops.
+    """
+
+    scores: Tensor
+    errors: Tensor
+    correlation: Tensor
+    halves: Tensor
+    variance: Tensor
+    mean_loss: Tensor
+    common_mode: float
+
+
+def from_draws(draws: Draws, weights: Tensor) -> Scored:
+    """Scores and what they are judged by; in double precision inside.
+
+    Args:
+        draws: their training losses may be a mapped file.
+        weights: of the training examples [N].
+    """
+    query, count = draws.query.double(), len(weights)
+    chains, steps, num_queries = query.shape
+    pairs = query.new_zeros(5, num_queries, count, dtype=torch.float32)
+    variance = query.new_zeros(count, dtype=torch.float32)
+    mean, plain = query.new_zeros(chains, steps), query.new_zeros(chains, steps)
+    share = (weights / weights.sum()).double()
+    for part, train in _blocks(draws):
+        mean += train @ share[part]
+        plain += train.sum(2) / count
+        per_chain = ops.chain_covariances(query, train)
+        pairs[0, :, part], pairs[1, :, part] = ops.mean_and_error(per_chain)
+        pairs[2, :, part] = ops.correlation(query, train)
+        if chains < 2:
+            half = steps // 2
+            ends = (slice(None, half), slice(steps - half, None))
+            per_chain = torch.cat([ops.chain_covariances(query[:, end], train[:, end]) for end in ends])
+        middle = len(per_chain) // 2
+        pairs[3, :, part], pairs[4, :, part] = per_chain[:middle].mean(0), per_chain[middle:].mean(0)
+        variance[part] = train.var(1).mean(0).float()
+    explained, total = query.new_zeros(()), query.new_zeros(())
+    for _, train in _blocks(draws):
+        of_part = ops.explained_variance(train, plain)
+        explained, total = explained + of_part[0], total + of_part[1]
+    common = float(explained / total) if total > 0 else 0.0
+    return Scored(pairs[0], pairs[1], pairs[2], pairs[3:], variance, mean, common)
+
+
+def _blocks(draws: Draws) -> Generator[tuple[slice, Tensor]]:
+    """(which training examples, their losses in double precision [C, S, B])."""
+    chains, steps, count = draws.train.shape
+    width = max(1, BLOCK_BYTES // (8 * chains * (steps + draws.query.shape[2])))
+    for start in range(0, count, width):
+        part = slice(start, min(start + width, count))
+        yield part, draws.train[:, :, part].to(draws.query.device).double()
 
 
 def diagnose(
-    draws: Draws, weights: Tensor, loss_at_centre: float | None, num_tempered: float, per_chain: Tensor
+    draws: Draws, scored: Scored, loss_at_centre: float | None, num_tempered: float
 ) -> dict[str, float]:
     """What the draws themselves say about their quality. Worst over the mean training loss and every query's loss.
 
     Args:
+        draws: of which `scored` was made.
+        scored: by `from_draws`.
         loss_at_centre: mean training loss at w*; None = the draws are not of the posterior, and there is no LLC.
+        num_tempered: nβ.
     """
-    train = draws.train.double()
-    share = (weights / weights.sum()).double()
-    mean = (train * share).sum(-1, keepdim=True)
-    series = torch.cat([mean, draws.query.double()], -1)
-    chains, steps = mean.shape[:2]
-    if chains < 2:  # its two halves stand for two chains
-        half = steps // 2
-        halves = torch.cat([draws.query[:, :half], draws.query[:, -half:]]).double()
-        per_chain = ops.chain_covariances(halves, torch.cat([train[:, :half], train[:, -half:]]))
+    series = torch.cat([scored.mean_loss[..., None], draws.query.double()], -1)
     found = {
         "diagnostics/r_hat": float(ops.r_hat(series).max()),
         "diagnostics/ess": float(ops.effective_sample_size(series).min()),
         "diagnostics/drift": float(ops.drift(series).abs().max()),
-        "diagnostics/common_mode": float(ops.common_mode(train)),
+        "diagnostics/common_mode": scored.common_mode,
         "diagnostics/distance": float(draws.distance.mean()),
     }
     if loss_at_centre is not None:
-        found |= _learning_coefficient(mean[..., 0], loss_at_centre, num_tempered)
-    if train.shape[-1] > 2:
-        found["diagnostics/stability"] = float(ops.rank_stability(per_chain).median())
+        found |= _learning_coefficient(scored.mean_loss, loss_at_centre, num_tempered)
+    if scored.scores.shape[1] > 2:
+        each = [ops.rank_stability(halves[:, None]) for halves in scored.halves.unbind(1)]
+        found["diagnostics/stability"] = float(torch.cat(each).median())
     return found
 
 

@@ -176,11 +176,19 @@ def _add(total: list[Tensor] | None, part: list[Tensor]) -> list[Tensor]:
 
 
 class Draws(NamedTuple):
-    """Losses at the draws: train float32 [C, S, N], query [C, S, Q], and ‖w − w*‖ [C, S]."""
+    """Losses at the draws: train float32 [C, S, N], which may be a mapped file, query [C, S, Q], and ‖w − w*‖ [C, S]."""
 
     train: Tensor
     query: Tensor
     distance: Tensor
+
+
+def _room(shape: tuple[int, ...], num_queries: int, device: torch.device, train: Tensor | None) -> Draws:
+    """For draws [*shape, N]; all at once, as small tensors between large ones would tear the heap."""
+    train = torch.empty(shape, device=device) if train is None else train
+    return Draws(
+        train, torch.empty(*shape[:-1], num_queries, device=device), torch.empty(shape[:-1], device=device)
+    )
 
 
 class Chain:
@@ -192,6 +200,7 @@ class Chain:
         step_size: ε.
         seed: of its generator.
         tokens: told of every draw.
+        room: where the draws are put [S, …], of which training losses are kept elsewhere; None = memory of its own.
     """
 
     def __init__(
@@ -201,13 +210,17 @@ class Chain:
         step_size: float,
         seed: int,
         tokens: TokenMoments | None = None,
+        room: Draws | None = None,
     ) -> None:
         self.tokens = tokens
         self._posterior, self._queries, self._step_size = posterior, queries, step_size
         self._config = posterior.config
         self._generator = torch.Generator(posterior.basis.device).manual_seed(seed)
         self._step = 0
-        self._records: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._own = room is None
+        shape = self._config.most_draws, len(posterior.train)
+        self._draws = _room(shape, len(queries), posterior.basis.device, None) if room is None else room
+        self._num_draws = 0
         self._noise = self._draw_noise()
         self._displacement = torch.zeros_like(self._noise)
         self._squares = torch.zeros(self._noise.numel() if self._config.method == "rmsprop" else 0).to(
@@ -219,12 +232,12 @@ class Chain:
     @property
     def num_draws(self) -> int:
         """Draws so far."""
-        return len(self._records)
+        return self._num_draws
 
     @property
     def last_losses(self) -> Tensor:
         """Training losses [N] at the last draw."""
-        return self._records[-1][0]
+        return self._draws.train[self._num_draws - 1].to(self._displacement.device)
 
     @property
     def done(self) -> bool:
@@ -258,12 +271,11 @@ class Chain:
 
     def draws(self, count: int | None = None) -> Draws:
         """The first `count`, or all so far, as [S, …]."""
-        columns = zip(*self._records[:count], strict=True)
-        return Draws(*(torch.stack(column) for column in columns))
+        count = self._num_draws if count is None else min(count, self._num_draws)
+        return Draws(*(part[:count] for part in self._draws))
 
     def end(self) -> None:
-        """Forgets draws and place: nothing is left but token moments."""
-        self._records.clear()
+        """Forgets its place: nothing is left but draws and token moments."""
         self._displacement = self._noise = self._squares = self._noise.new_zeros(0)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -276,8 +288,10 @@ class Chain:
         }
         if self._config.method == "rmsprop":
             state["squares"] = self._squares.clone()
-        if self._records:
-            state |= {f"draws.{name}": part for name, part in self.draws()._asdict().items()}
+        kept = self.draws()._asdict()
+        if not self._own:  # they are kept where they are
+            del kept["train"]
+        state |= {f"draws.{name}": part for name, part in kept.items()}
         if self.tokens is not None:
             state |= {f"tokens.{name}": part for name, part in self.tokens.state_dict().items()}
         return state
@@ -292,8 +306,10 @@ class Chain:
         )
         if "squares" in state:
             self._squares = state["squares"].clone().to(device)
-        columns = [state[f"draws.{name}"].to(device) for name in Draws._fields if f"draws.{name}" in state]
-        self._records = list(zip(*(column.unbind() for column in columns), strict=True)) if columns else []
+        self._num_draws = len(state["draws.distance"])
+        for name, part in self.draws()._asdict().items():
+            if f"draws.{name}" in state:
+                part.copy_(state[f"draws.{name}"])
         if self.tokens is not None:
             prefix = "tokens."
             own = {key.removeprefix(prefix): part for key, part in state.items() if key.startswith(prefix)}
@@ -336,13 +352,19 @@ class Chain:
                     f"The chain diverged: at step {self._step} the loss of {what} example {int(bad[0]) + 1} is "
                     f"{float(values[bad[0]]):.3g}. Lower step_size (now {self._config.relative_step:g}), or raise damping."
                 )
-        self._records.append((train, query, self._displacement.norm()))
+        for room, value in zip(self._draws, (train, query, self._displacement.norm()), strict=True):
+            room[self._num_draws] = value
+        self._num_draws += 1
         if self.tokens is not None:
             self.tokens.add(train, query)
 
 
 class Keeper(Protocol):
     """Where the state of chains is kept, so that they can go on after the process has died."""
+
+    def losses(self, name: str, shape: tuple[int, int, int]) -> Tensor:
+        """Training losses at the draws of the chains of a kind, float32 [C, S, N], on disk: what was put there is still there."""
+        ...
 
     def restore(self, name: str, chain: Chain) -> None:
         """Brings a new chain to where the one of this name was, if it was kept."""
@@ -362,7 +384,7 @@ class Sampler:
         step_size: ε.
         name: of the kind; chain c is `name-c` to the keeper.
         seed_offset: added to the chains' seeds.
-        keeper: keeps the chains' state.
+        keeper: keeps the chains' state, and the training losses at their draws.
         tokens: both sides by token, training first; None = no token scores.
     """
 
@@ -380,6 +402,9 @@ class Sampler:
         self._posterior, self._queries, self._step_size = posterior, queries, step_size
         self._name, self._seed_offset, self._keeper, self._tokens = name, seed_offset, keeper, tokens
         self._chains: list[Chain] = []
+        shape = posterior.config.chains, posterior.config.most_draws, len(posterior.train)
+        losses = None if keeper is None else keeper.losses(name, shape)
+        self._room = _room(shape, len(queries), posterior.basis.device, losses)
 
     @property
     def token_moments(self) -> list[TokenMoments]:
@@ -396,7 +421,6 @@ class Sampler:
             progress: told the chain's number and the training losses after every new draw.
             last: no more will be asked for, so that a chain's place in weight space need not be held when it is done.
         """
-        found: list[Draws] = []
         for number in range(self._posterior.config.chains):
             chain = self._chain(number)
             name, begun = f"{self._name}-{number}", chain.num_draws
@@ -407,13 +431,12 @@ class Sampler:
                     self._keeper.keep(name, chain)
             if self._keeper is not None and chain.num_draws > begun:
                 self._keeper.keep(name, chain, now=True)
-            found.append(chain.draws(num_draws))
             if last:
                 chain.end()
-        return Draws(*(torch.stack(column) for column in zip(*found, strict=True)))
+        return Draws(*(part[:, :num_draws] for part in self._room))
 
     def end(self) -> None:
-        """No more will be asked for. Only token moments are left."""
+        """No more will be asked for. Draws and token moments are left."""
         for chain in self._chains:
             chain.end()
 
@@ -423,7 +446,8 @@ class Sampler:
             config = self._posterior.config
             seed = chain_seed(config, number + self._seed_offset)
             tokens = None if self._tokens is None else TokenMoments(*self._tokens)
-            chain = Chain(self._posterior, self._queries, self._step_size, seed, tokens)
+            room = Draws(*(part[number] for part in self._room))
+            chain = Chain(self._posterior, self._queries, self._step_size, seed, tokens, room)
             if self._keeper is not None:
                 self._keeper.restore(f"{self._name}-{number}", chain)
             self._chains.append(chain)

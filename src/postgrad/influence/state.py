@@ -3,6 +3,7 @@
     origin.safetensors      EK-FAC's axes and eigenvalues, the measured curvature, and of which input all this is
     chain-0.safetensors     place, generator, draws and token moments of a chain; of stein, what it found when it has ended
     half-0.safetensors      the same of a chain with half the step
+    chain.losses            training losses at the draws of all chains, float32 [C, S, N], mapped into memory; half.losses
 
 Each file is written beside its place, forced to the disk and renamed, so it is whole or absent whatever kills the writer, and
 what was lost is computed again: scores are then those of a run that was not stopped, bit by bit (on the same device with as
@@ -12,6 +13,7 @@ many threads). The axes are kept because a chain's place is written on them, and
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import signal
 import time
@@ -21,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -56,6 +59,7 @@ class ChainFiles:
         self.folder = Path(folder)
         self.curvature: float | None = None
         self._identity: dict[str, str] = {}
+        self._mapped: list[Any] = []
         self._interrupted = False
         self._last, self._cost = time.monotonic(), 0.0
         try:
@@ -122,11 +126,26 @@ class ChainFiles:
         if self._path(name).exists():
             chain.load_state_dict(self._read(name))
 
+    def losses(self, name: str, shape: tuple[int, int, int]) -> Tensor:
+        """See `Keeper`. Room for all of it is taken at once. Raises RunError (full disk)."""
+        path, size = self.folder / f"{name}.losses", 4 * math.prod(shape)
+        try:
+            with path.open("r+b" if path.exists() else "w+b") as file:
+                if hasattr(os, "posix_fallocate"):  # without it a full disk would end the process
+                    os.posix_fallocate(file.fileno(), 0, size)
+                file.truncate(size)
+            self._mapped.append(np.memmap(path, np.float32, "r+", shape=shape))
+        except OSError as error:
+            raise RunError(f"Cannot keep {path.name}. {explain_os_error(error, self.folder)}") from error
+        return torch.from_numpy(self._mapped[-1])
+
     def keep(self, name: str, chain: Chain, *, now: bool = False) -> None:
         """See `Keeper`: every five seconds, or less often where writing takes longer. Raises RunError (full disk)."""
         pause = max(_EVERY_S, self._cost / _SHARE)
         if now or self._interrupted or time.monotonic() - self._last > pause:
             started = time.monotonic()
+            for mapped in self._mapped:  # before the state that counts them
+                mapped.flush()
             self._write(name, chain.state_dict(), {"num_draws": str(chain.num_draws)})
             self._last = time.monotonic()
             self._cost = self._last - started
@@ -170,7 +189,7 @@ class ChainFiles:
 
     def remove(self) -> None:
         """Removes all that is kept: of no use once the scores are written."""
-        for path in self.folder.glob("*.safetensors"):
+        for path in [*self.folder.glob("*.safetensors"), *self.folder.glob("*.losses")]:
             path.unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()

@@ -126,10 +126,13 @@ def test_operations_are_about_those_of_a_run(model: Model, method: str) -> None:
 def test_bytes_are_those_of_the_tensors(model: Model, options: dict[str, Any], tmp_path: Path) -> None:
     sizes, found, config = planned(model, options)
     result = run(model, ROWS, ROWS[:3], state=tmp_path, **options)
+    on_disk = plan.plan(sizes, config, on_disk=True)
+    assert on_disk.disk_bytes == sum(path.stat().st_size for path in tmp_path.glob("*.losses"))
     assert result.diagnostics["sampler/num_weights"] == sizes.num_sampled
     assert result.draws is not None
     assert result.tokens is not None
     assert found.draws_bytes == sum(part.nbytes for part in result.draws)
+    assert on_disk.draws_bytes == sum(part.nbytes for part in result.draws[1:])
     kept = load_file(tmp_path / "origin.safetensors")
     del kept["curvature"]
     assert found.factors_bytes == sum(part.nbytes for part in kept.values())
@@ -159,15 +162,15 @@ def test_the_peak_of_scoring_is_as_planned() -> None:
     draws = Draws(torch.randn(2, 50, 60_000), torch.randn(2, 50, 2), torch.ones(2, 50))
     reset.write_text("5")
     before = peak_bytes() - sum(part.nbytes for part in draws)
-    per_chain, _, _, _ = from_draws(draws)
-    diagnose(draws, torch.ones(60_000), 0.0, 1.0, per_chain)
+    diagnose(draws, from_draws(draws, torch.ones(60_000)), 0.0, 1.0)
     assert peak_bytes() - before == pytest.approx(plan.scoring_bytes(60_000, 2, config), rel=0.2)
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_computed(
-    model: Model, monkeypatch: pytest.MonkeyPatch
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, found, _ = planned(model, QUICK)
+    sizes, found, config = planned(model, QUICK)
+    found_on_disk = plan.plan(sizes, config, on_disk=True)
     monkeypatch.setattr(Texts, "_predict", lambda self, indices: pytest.fail("a forward pass"))
     monkeypatch.setattr(plan, "free_bytes", lambda device: found.scoring_bytes + found.token_bytes - 1)
     with pytest.raises(
@@ -175,8 +178,16 @@ def test_what_cannot_fit_is_refused_before_anything_is_computed(
     ):
         run(model, ROWS, ROWS[:3], **QUICK)
     monkeypatch.setattr(plan, "free_bytes", lambda device: found.scoring_bytes - 1)
+    options = QUICK | {"tokens": False}
+    with pytest.raises(ConfigError, match=r"Give a directory where training losses are kept \(state=DIR"):
+        run(model, ROWS, ROWS[:3], **options)
+    monkeypatch.setattr(plan, "free_disk_bytes", lambda folder: found_on_disk.disk_bytes - 1)
+    with pytest.raises(ConfigError, match=r"11 training examples take .* of disk"):
+        run(model, ROWS, ROWS[:3], state=tmp_path / "state", **options)
+    assert not (tmp_path / "state").exists()
+    monkeypatch.setattr(plan, "free_bytes", lambda device: 0)
     with pytest.raises(ConfigError, match="Lower draws or chains"):
-        run(model, ROWS, ROWS[:3], **QUICK)
+        run(model, ROWS, ROWS[:3], **options)
 
 
 def test_on_the_command_line_without_weights(
@@ -204,12 +215,14 @@ def test_on_the_command_line_without_weights(
     assert main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["sizes"]["num_train"] == 11
-    assert found["draws_bytes"] == 4 * 12 * (11 + 1 + 1)
+    assert found["draws_bytes"] == 4 * 12 * (1 + 1)
+    assert found["disk_bytes"] == 2 * 4 * 12 * 11
     assert found["sizes"]["num_parameters"] == sum(p.numel() for p in load_shape(folder).parameters())
     assert any("without --dry-run this stops" in note for note in found["notes"])
-    assert main([*words, "--no-tokens", "--no-check-step", "--draws", "200000000"]) == 0
+    assert main([*words, "--no-tokens", "--no-check-step", "--draws", "20000000000"]) == 0
     said = capsys.readouterr().out
     assert "more than the" in said
+    assert "of disk that are free at" in said
     assert "token " not in said.split("memory", 1)[1].split("note")[0]
     assert not out.exists()
     assert main([*words, "--parameters", "no such"]) == 2

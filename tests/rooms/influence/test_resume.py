@@ -227,6 +227,7 @@ def test_interrupted_and_killed_the_command_goes_on_to_the_same_scores(
     assert 8 <= num_rows() < 40
     assert [path.name for path in sorted((out / "chains").iterdir())] == [
         "chain-0.safetensors",
+        "chain.losses",
         "origin.safetensors",
     ]
     code, _ = stopped_by(signal.SIGKILL, [*words, "--resume"], out, lambda: num_rows() >= 50)
