@@ -160,7 +160,7 @@
     retired: (done) => deed("retired", code(done.id), make("span", "text-gone", done.was), done.why ? make("div", "aside", done.why) : ""),
     trusted: (done) => deed("trusted", code(done.id), done.text, make("div", "aside", "out of quarantine")),
     quarantined: (done) => deed("quarantined", code(done.id), done.text),
-    mark: (done) => deed("mark", "“" + done.name + "” is the version before this delta", done.score === null ? "" : make("span", "aside", ", score " + done.score)),
+    mark: (done) => deed("mark", "“" + done.name + "” is the version after this delta", done.score === null ? "" : make("span", "aside", ", score " + done.score)),
     rollback: (done) => deed("rollback", "to version " + done.to,
       make("div", "aside", plural(done.counts[0], "bullet") + " back, " + done.counts[1] + " gone, " + done.counts[2] + " changed")),
     tagged: (done) => deed("tagged", make("div", "tags", ...done.tags.map(([id, helpful, harmful]) =>

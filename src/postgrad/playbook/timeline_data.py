@@ -109,13 +109,20 @@ def history(deltas: Sequence[Delta], count: Callable[[str], int] = estimate_toke
 
 
 def was_correct(sample: Mapping[str, Any] | None) -> float | None:
-    """Whether a sample's first answer was right, or its score.
+    """Whether a sample's first answer was right, or its score; one that got no reply counts as wrong, one not judged not at all.
 
-    >>> was_correct({"correct": True}), was_correct({"score": 0.5}), was_correct({"index": 3}), was_correct(None)
+    >>> was_correct({"correct": True}), was_correct({"score": 0.5}), was_correct({"number": 3}), was_correct(None)
     (1.0, 0.5, None, None)
+    >>> was_correct({"correct": False, "judged": False}), was_correct({"correct": False, "judged": False, "failed": True})
+    (None, 0.0)
     """
-    for name in ("correct", "first_correct", "score"):
-        value = (sample or {}).get(name)
+    found = sample or {}
+    if found.get("failed") is True:
+        return 0.0
+    if found.get("judged") is False:
+        return None
+    for name in ("correct", "score"):
+        value = found.get(name)
         if isinstance(value, (bool, int, float)):
             return min(max(float(value), 0.0), 1.0)
     return None
@@ -229,16 +236,25 @@ def _text(book: Playbook, id: str) -> str:
     return bullet.text if bullet else ""
 
 
-def sample_words(sample: Mapping[str, Any]) -> str:
-    """What is remembered of a sample besides its number and whether it was right, on a line.
+_UNTOLD = ("index", "number", "prompt", "correct", "score", "from_version", "context_tokens")
 
-    >>> sample_words({"index": 3, "correct": True, "rounds": 2, "trace": {"long": 1}})
-    'rounds\xa02'
+
+def sample_words(sample: Mapping[str, Any]) -> str:
+    """What is remembered of a sample besides its number and whether it was right, on a line; of a validation, what it found.
+
+    >>> sample_words({"number": 3, "correct": False, "correct_after": True, "attempts": 2, "problems": 0})
+    'attempts\xa02, then\xa0right'
+    >>> sample_words({"validation": {"after": 40, "accuracy": 0.75}})
+    'held-out\xa0accuracy\xa075.0\xa0%'
     """
+    found = sample.get("validation")
+    if isinstance(found, Mapping) and isinstance(found.get("accuracy"), (int, float)):
+        return f"held-out\xa0accuracy\xa0{100 * found['accuracy']:.1f}\xa0%"
     parts: list[str] = []
     for name, value in sample.items():
         if (
-            name in ("index", "correct")
+            name in _UNTOLD
+            or not value
             or isinstance(value, bool)
             or not isinstance(value, (int, float, str))
         ):
@@ -246,4 +262,8 @@ def sample_words(sample: Mapping[str, Any]) -> str:
         words = f"{value:.4g}" if isinstance(value, float) else str(value)
         if len(words) <= 60:
             parts.append(f"{name.replace('_', ' ')}\xa0{words}")
+    if sample.get("failed") is True:
+        parts.append("no\xa0reply")
+    if sample.get("correct_after") is True and sample.get("correct") is False:
+        parts.append("then\xa0right")
     return ", ".join(parts[:6])
