@@ -239,7 +239,7 @@ def _asked(
     shown = view.shown or {}
     index = Index(make_embedder(config))
     if config.retrieved_tokens:
-        index.add_all({bullet.id: bullet.text for bullet in book.trusted})
+        index.add_all((bullet.id, bullet.text) for bullet in book.trusted)
     found: list[Assignment] = []
     for number, prompt in enumerate(prompts):
         more = retrieve(book, index, plain_text(prompt), shown, config.retrieved_tokens, count)

@@ -196,7 +196,7 @@ class Served:
             self._index.remove(id)
             del self._texts[id]
         news = {id: text for id, text in texts.items() if id not in self._texts}
-        self._index.add_all(news)
+        self._index.add_all(news.items())
         self._texts.update(news)
 
 

@@ -57,7 +57,7 @@ def test_steps_tell_what_each_delta_did() -> None:
     assert (done[4][0]["id"], done[4][0]["was"]) == ("misc-00002", ["Two.", "Three."])
     assert done[5][0] == {"do": "retired", "id": "misc-00001", "was": "One, changed.", "why": "harmful"}
     assert done[6][0] == {"do": "rollback", "to": 4, "counts": [2, 0, 1]}
-    assert (found.marks, found.rollbacks) == ([("best", 3, 0.5)], [(7, 4)])
+    assert (found.marks, found.rollbacks) == ([("best", 4, 0.5)], [(7, 4)])
     assert found.steps[3]["refused"] == ["no such bullet"]
     assert (found.steps[0]["sample"], found.steps[0]["correct"]) == ("rounds\xa02", 0.0)
     assert [point.bullets for point in found.points] == [0, 2, 2, 2, 3, 2, 1, 3]
@@ -122,7 +122,7 @@ def test_the_page_is_self_contained_and_repeatable(tmp_path: Path) -> None:
     assert "abcdef012345<" in page
     assert not re.search(r"""(?:src|href)\s*=|https?://(?!www\.w3\.org)|@import|url\(""", page)
     assert len(page_data(page)["steps"]) == 7
-    assert "“best” is version 3 (0.5)." in page
+    assert "“best” is version 4 (0.5)." in page
     assert "delta 7 went back to version 4" in page
     with pytest.raises(RunError, match="timeline"):
         write_timeline(DELTAS, tmp_path / "no" / "a.html")
