@@ -17,6 +17,7 @@ from postgrad.core.errors import ConfigError
 from postgrad.core.recipes import shipped_recipes
 from postgrad.influence.config import InfluenceConfig
 from postgrad.mara.config import ExplainConfig, MeasureConfig
+from postgrad.playbook.config import LearnConfig
 from postgrad.rl import RLConfig
 from postgrad.scaling import ScalingConfig
 
@@ -33,7 +34,7 @@ FACES = [
 MODULES = sorted(
     m.name for m in pkgutil.walk_packages(postgrad.__path__, "postgrad.") if "__main__" not in m.name
 )
-CONFIGS: list[type[Config]] = [ExplainConfig, InfluenceConfig, MeasureConfig, RLConfig, ScalingConfig]
+CONFIGS: list[type[Config]] = [ExplainConfig, InfluenceConfig, LearnConfig, MeasureConfig, RLConfig, ScalingConfig]
 
 
 @pytest.mark.parametrize("name", FACES)
