@@ -1,8 +1,8 @@
 """A small language model that does what its context tells it: trained here, on nothing but the room's prompts with rules made up
 anew for each example, so that its weights hold no rule and its accuracy is what the playbook in its prompt is worth.
 
-Asked for a word, it gives the number that a line tells and cites the line ("counts 42 [calc-00007]"); a word that no line tells it
-answers with "?". Of two lines with the same id the later one counts, and a withdrawn line none, as in the room's prompts.
+Asked for a word, it gives the number that a line tells ("counts 42"), without citing it; a word that no line tells it answers
+with "?". Of two lines with the same id the later one counts, and a withdrawn line none, as in the room's prompts.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def example(rules: Rules, rng: random.Random, most: int, questions: int) -> list
         rng.choice(words) if rng.random() < 0.85 else rng.choice(sorted(rules.values))
         for _ in range(questions)
     ]
-    replies = [f"counts {told[word][1]} {told[word][0]}" if word in told else "?" for word in asked]
+    replies = [f"counts {told[word][1]}" if word in told else "?" for word in asked]
     prompts = [f"Task:\nTask {rng.randrange(99)}-{rng.randrange(999)}. Add up: {word}" for word in asked]
     prompts[0] = f"{TOLD}\n\nPlaybook:\n" + "\n".join(lines) + f"\n{prompts[0]}"
     return list(zip(prompts, replies, strict=True))

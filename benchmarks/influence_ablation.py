@@ -3,7 +3,7 @@
 Around the defaults of `stein` and of preconditioned Langevin chains (β = 1), each setting is multiplied by factors while the
 others stay; LDS is that of influence_lds. The last table has chains with other preconditioners and as many steps.
 
-    python benchmarks/influence_ablation.py [--quick] [--seeds 3] [--out DIR] [--figure FILE.svg]
+    python benchmarks/influence_ablation.py [--quick] [--seeds 3] [--out DIR] [--figure NAME.svg]
 """
 
 from __future__ import annotations
@@ -68,6 +68,31 @@ def _shown(values: list[float | None]) -> str:
     return (show_interval(known) if known else "diverged") + (lost if known else "")
 
 
+def draw(summary: Mapping[str, Mapping[str, float | None]], path: Path) -> None:
+    """LDS against the factors, one figure for each method (`NAME-stein.svg`, …), so that no colour stands for two settings."""
+    for method in dict.fromkeys(name.partition(",")[0] for name in summary):
+        own = {name: one for name, one in summary.items() if name.startswith(f"{method},")}
+        points = sorted(
+            (float(factor), name, mean) for name, one in own.items() for factor, mean in one.items()
+        )
+        columns: dict[str, list[float | None]] = {"factor": [factor for factor, _, _ in points]}
+        columns |= {other: [mean if name == other else None for _, name, mean in points] for other in own}
+        lines = tuple(Line(name, name, style="points") for name in own)
+        figure = Figure(
+            f"ablation-{method}",
+            "",
+            "",
+            columns,
+            "factor",
+            lines,
+            x_label="value ÷ default",
+            y_label="LDS",
+            log_x=True,
+        )
+        place = path.with_name(f"{path.stem}-{method}.svg")
+        place.write_text(standalone(to_svg(figure, 720, 380)), encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -75,7 +100,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one model, few halves, stein alone")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="keep the ground truth here")
-    parser.add_argument("--figure", type=Path, help="draw LDS against the factors into this SVG")
+    parser.add_argument(
+        "--figure", type=Path, help="draw LDS against the factors: NAME-stein.svg, NAME-langevin.svg"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     factors = {n: one for n, one in FACTORS.items() if not options.quick or one[0] is STEIN}
@@ -90,7 +117,6 @@ def main() -> None:
         for one in {id(f[0]): f[0] for f in factors.values()}.values()
     }
     rows: list[list[object]] = []
-    columns: dict[str, list[float | None]] = {"factor": [], **{name: [] for name in factors}}
     summary: dict[str, dict[str, float | None]] = {}
     for name, (settings, key, multiples) in factors.items():
         found = {1.0: base[id(settings)]}
@@ -104,9 +130,6 @@ def main() -> None:
             known = [value for value in values if value is not None]
             mean = sum(known) / len(known) if len(known) == len(values) else None
             summary.setdefault(name, {})[f"{factor:.3g}"] = mean
-            columns["factor"].append(factor)
-            for other in factors:
-                columns[other].append(mean if other == name else None)
     print_table(f"LDS, means over {len(boards)} models", ["", "value", "LDS"], rows)
     if not options.quick:
         table = [
@@ -114,13 +137,7 @@ def main() -> None:
         ]
         print_table("Chains of 4 × 400 draws, two steps apart", ["preconditioner", "LDS"], table)
     if options.figure is not None:
-        order = sorted(range(len(columns["factor"])), key=lambda index: columns["factor"][index] or 0.0)
-        ordered = {key: [values[index] for index in order] for key, values in columns.items()}
-        lines = tuple(Line(name, name, style="points") for name in factors)
-        figure = Figure(
-            "ablation", "", "", ordered, "factor", lines, x_label="value ÷ default", y_label="LDS", log_x=True
-        )
-        options.figure.write_text(standalone(to_svg(figure, 720, 380)), encoding="utf-8")
+        draw(summary, options.figure)
     best = max(value for one in summary.values() for value in one.values() if value is not None)
     default = summary["stein, λ"]["1"]
     assert default is not None

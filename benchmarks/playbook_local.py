@@ -1,10 +1,9 @@
 """The whole loop with real generation: a small language model, trained here, whose answers depend on the playbook in its prompt.
 
 The model (`_reader.py`, a Qwen3 of 0.5 M weights) was trained on playbooks of made-up rules, new ones for each example, so that
-its weights hold no rule of a world: it can only read. It is the Generator, through our torch engine, in text mode: it cites the
-line that it uses and answers. Reflector and Curator are simulated (`_student.py`: right with probability .8, misleading with
-.1), since a model of this size writes no JSON; the gain is that of a playbook for a model that reads, not of what a Reflector
-finds out.
+its weights hold no rule of a world: it can only read. It is the Generator, through our torch engine, in text mode; it does not
+cite. Reflector and Curator are simulated (`_student.py`: right with probability .8, misleading with .1), since a model of this
+size writes no JSON; the gain is that of a playbook for a model that reads, not of what a Reflector finds out.
 
 For each world (the same words, other numbers): 150 tasks, each answered before anything is learned from it; then 100 further
 tasks with the playbook, without it, and with the playbook of another world.

@@ -64,6 +64,9 @@ VERBS = (
     ["doctor"],
     ["cite"],
     ["mara"],
+    ["playbook"],
+    ["playbook", "learn"],
+    ["playbook", "eval"],
     ["scaling"],
 )
 

@@ -17,7 +17,7 @@ from postgrad.core.errors import ConfigError
 from postgrad.core.recipes import shipped_recipes
 from postgrad.influence.config import InfluenceConfig
 from postgrad.mara.config import ExplainConfig, MeasureConfig
-from postgrad.playbook.config import LearnConfig as PlaybookConfig
+from postgrad.playbook.config import LearnConfig
 from postgrad.rl import RLConfig
 from postgrad.scaling import ScalingConfig
 
@@ -36,7 +36,7 @@ FACES = [
 MODULES = sorted(
     m.name for m in pkgutil.walk_packages(postgrad.__path__, "postgrad.") if "__main__" not in m.name
 )
-CONFIGS: list[type[Config]] = [ExplainConfig, InfluenceConfig, MeasureConfig, RLConfig, ScalingConfig]
+CONFIGS: list[type[Config]] = [ExplainConfig, InfluenceConfig, LearnConfig, MeasureConfig, RLConfig, ScalingConfig]
 
 
 @pytest.mark.parametrize("name", FACES)
@@ -85,7 +85,7 @@ def test_a_config_survives_json_and_every_field_has_help(config_type: type[Confi
     ("room", "name", "config"),
     [
         (room, name, config)
-        for room, config in (("rl", RLConfig), ("playbook", PlaybookConfig))
+        for room, config in (("rl", RLConfig), ("playbook", LearnConfig))
         for name in shipped_recipes(room)
     ],
 )

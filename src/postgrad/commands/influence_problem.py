@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from postgrad.commands.resume import record_inputs, resume_run
 from postgrad.core.errors import ConfigError
@@ -86,7 +87,44 @@ class Source:
         return TextProblem(self.base, train, query, config, model=self.model, device=self.device)
 
 
-def open_run(
+class Work(NamedTuple):
+    """What both commands do theirs with.
+
+    Attributes:
+        run: begun, or gone on with.
+        problem: what is trained again.
+        scores: of each method: `scores` [Q, N], `seconds`, `problems`.
+        models: that are trained again, each once (`Retrained`).
+    """
+
+    run: Run
+    problem: Any
+    scores: dict[str, dict[str, Any]]
+    models: Any
+
+
+@contextlib.contextmanager
+def working(
+    out: Path,
+    kind: str,
+    config: RetrainConfig,
+    source: Source,
+    methods: Sequence[str],
+    argv: list[str],
+    *,
+    overwrite: bool,
+    resume: bool,
+) -> Generator[Work]:
+    """Opens the run, makes the problem and the scores of every method, and keeps the models that are trained."""
+    with _open_run(out, kind, config, source, argv, overwrite=overwrite, resume=resume) as run:
+        problem = source.problem(config)
+        scores = _scores_of(problem, config, methods, run)
+        models, file = _retrained(problem, run)
+        with contextlib.closing(file):
+            yield Work(run, problem, scores, models)
+
+
+def _open_run(
     out: Path,
     kind: str,
     config: RetrainConfig,
@@ -110,7 +148,7 @@ def open_run(
     return run
 
 
-def scores_of(
+def _scores_of(
     problem: Any, config: RetrainConfig, methods: Sequence[str], run: Run
 ) -> dict[str, dict[str, Any]]:
     """`scores` [Q, N], `seconds` and `problems` of each method; kept in the run, so that each is made once."""
@@ -147,7 +185,7 @@ def scores_of(
     return {method: {"scores": tensors[method], **json.loads(said[method])} for method in methods}
 
 
-def retrained(problem: Any, run: Run) -> tuple[Any, LineFile]:
+def _retrained(problem: Any, run: Run) -> tuple[Any, LineFile]:
     """Models that are trained again, each once and kept in the run; close the file at the end."""
     from postgrad.influence.validate import Retrained
 

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from postgrad.commands.influence_problem import (
-    Source,
-    open_run,
-    retrained,
-    scores_of,
-    show_progress,
-    write_record,
-)
+from postgrad.commands.influence_problem import Source, show_progress, working, write_record
 from postgrad.core.config import validate
 from postgrad.core.console import print_rows
 from postgrad.core.figures import Figure, Headline, Line
@@ -53,12 +45,14 @@ def main(
 
     from postgrad.influence.pruning import choices, prune
 
-    with open_run(out, KIND, config, source, argv, overwrite=overwrite, resume=resume) as run:
-        problem = source.problem(config)
-        found = scores_of(problem, config, [config.method], run)[config.method]
-        models, file = retrained(problem, run)
-        with contextlib.closing(file):
-            rows = prune(found["scores"], models, config, show_progress)
+    with working(out, KIND, config, source, [config.method], argv, overwrite=overwrite, resume=resume) as (
+        run,
+        problem,
+        scores,
+        models,
+    ):
+        found = scores[config.method]
+        rows = prune(found["scores"], models, config, show_progress)
         names = getattr(problem.train, "names", [])
         removed = {
             f"{name} {size}": [names[i][0] if names else i for i in (~keep).nonzero()[:, 0].tolist()]

@@ -63,8 +63,9 @@ def main(
         return show_plan(model, rows, queries, prompts, config, device, out, json_output=json_output)
 
     from postgrad.core.models import load
-    from postgrad.influence.api import answer
+    from postgrad.influence.api import answer, check
     from postgrad.influence.checkpoints import find_checkpoints
+    from postgrad.influence.multi import check_checkpoints
 
     loaded = load(model, device=device)
     for number, prompt in enumerate(prompts, 1):
@@ -72,6 +73,9 @@ def main(
         queries.append(Example(f"prompt {number}", said.completion, prompt))
         print(f"{prompt}\n  {said.completion}", flush=True)
     found = find_checkpoints(checkpoints) if checkpoints else []
+    check(loaded, rows, queries, config, out / _CHAINS)
+    if found:
+        check_checkpoints(found, config)
     directory = _begin(out, config, argv, str(loaded.device), len(found), overwrite=overwrite, resume=resume)
     try:
         with directory:

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from postgrad.commands.influence_problem import (
-    Source,
-    open_run,
-    retrained,
-    scores_of,
-    show_progress,
-    write_record,
-)
+from postgrad.commands.influence_problem import Source, show_progress, working, write_record
 from postgrad.core.config import validate
 from postgrad.core.console import print_rows
 from postgrad.core.errors import ConfigError
@@ -50,13 +42,14 @@ def main(
 
     from postgrad.influence.validate import ceiling, judge, make_subsets, retrain_seeds
 
-    with open_run(out, KIND, config, source, argv, overwrite=overwrite, resume=resume) as run:
-        problem = source.problem(config)
-        scores = scores_of(problem, config, config.methods, run)
-        models, file = retrained(problem, run)
-        with contextlib.closing(file):
-            subsets = make_subsets(len(problem.train), config.subsets, config.share, config.seed)
-            losses = models.all_losses(subsets, retrain_seeds(config), show_progress)
+    with working(out, KIND, config, source, config.methods, argv, overwrite=overwrite, resume=resume) as (
+        run,
+        problem,
+        scores,
+        models,
+    ):
+        subsets = make_subsets(len(problem.train), config.subsets, config.share, config.seed)
+        losses = models.all_losses(subsets, retrain_seeds(config), show_progress)
         methods = {
             method: judge(found["scores"], subsets, losses, config)._asdict()
             | {"seconds": found["seconds"], "problems": found["problems"]}

@@ -77,9 +77,7 @@ def run(
     if config.method == "bm25":
         result = Result(bm25(_texts(train).tokens, _texts(queries).tokens))
     else:
-        module = cast("nn.Module", model.module if isinstance(model, Model) else model)
-        chosen = choose_parameters(module, config.parameters)
-        check_memory(train, queries, config, chosen[0][1].device, None if state is None else Path(state))
+        module, chosen = _chosen(model, train, queries, config, None if state is None else Path(state))
         files = None if state is None or config.method not in DRAWN else ChainFiles(state)
         stopping = contextlib.nullcontext() if files is None else files.stopping_cleanly()
         with stopping, borrowed(module, chosen) as parameters:
@@ -88,6 +86,30 @@ def run(
     result.notes[:0] = notes
     result.train, result.queries = _names(train), _names(queries)
     return result
+
+
+def check(
+    model: Model | nn.Module, train: Any, queries: Any, config: InfluenceConfig, state: Path | None = None
+) -> None:
+    """Raises what `run` would before its first pass: of options, weights, examples, memory and disk. Arguments as of `run`."""
+    train, queries, _ = _examples(model, train, queries, config)
+    if config.method == "bm25":
+        for examples in (train, queries):
+            _texts(examples)
+    else:
+        _chosen(model, train, queries, config, state)
+
+
+def _chosen(
+    model: Model | nn.Module, train: Examples, queries: Examples, config: InfluenceConfig, state: Path | None
+) -> tuple[nn.Module, Named]:
+    """The module and its chosen weights, if they can be used."""
+    module = cast("nn.Module", model.module if isinstance(model, Model) else model)
+    chosen = choose_parameters(module, config.parameters)
+    if config.method in WITH_LAYERS:
+        find_layers(module, chosen)
+    check_memory(train, queries, config, chosen[0][1].device, state)
+    return module, chosen
 
 
 def answer(model: Model, prompt: str, max_tokens: int) -> Example:

@@ -100,12 +100,9 @@ def run_checkpoints(
         and what `run` raises.
     """
     config = validate(InfluenceConfig, {**(config or InfluenceConfig()).model_dump(), **options})
-    if config.max_draws > 0:
-        raise ConfigError(
-            "max_draws is for one model: checkpoints are averaged over equally many draws. Give draws."
-        )
+    _check_draws(config)
     found = find_checkpoints(paths)
-    shares = checkpoint_shares(found, config.checkpoint_weights)
+    shares = check_checkpoints(found, config)
     roles: list[list[Example] | Examples] = []
     for given, role in ((train, "training"), (queries, "query")):
         rows = parse_given(given, role, config)
@@ -132,6 +129,19 @@ def run_checkpoints(
             )
             parts.append(Part(str(path), share, result))
     return combine(parts)
+
+
+def check_checkpoints(found: Sequence[Path], config: InfluenceConfig) -> list[float]:
+    """The share of each checkpoint. Raises ConfigError for what `run_checkpoints` would refuse before it loads any."""
+    _check_draws(config)
+    return checkpoint_shares(found, config.checkpoint_weights)
+
+
+def _check_draws(config: InfluenceConfig) -> None:
+    if config.max_draws > 0:
+        raise ConfigError(
+            "max_draws is for one model: checkpoints are averaged over equally many draws. Give draws."
+        )
 
 
 def _run_one(

@@ -23,13 +23,13 @@ from postgrad.playbook.clean import redact
 from postgrad.playbook.config import ROLES, LearnConfig
 from postgrad.playbook.dedup import Index
 from postgrad.playbook.embed import Embedder, HashedNgrams, SentenceTransformers
-from postgrad.playbook.learn import Learning, Work, answers, plan_work, retrieve, trace_work
+from postgrad.playbook.learn import Learning, Work, answers, draw_held_out, plan_work, retrieve, trace_work
 from postgrad.playbook.log import PlaybookLog
 from postgrad.playbook.score import make_score
 from postgrad.playbook.study import Agent, Assignment, Feedback, Roles, Score, Studying, prices_of
 from postgrad.playbook.traces import Trace
 from postgrad.playbook.view import CountTokens, View, advance
-from postgrad.tasks import load_tasks, split
+from postgrad.tasks import Split, load_tasks, split
 from postgrad.tasks.function import load_callable
 
 
@@ -45,9 +45,18 @@ class _Silent:
 
 def read_work(config: LearnConfig) -> Work:
     """Prompts of the config's tasks, split and ordered. Raises as the tasks do, and ConfigError as `plan_work`."""
-    prompts = [prompt for task in load_tasks(config.data) for prompt in task.prompts()]
-    sides = split(prompts, config.data.holdout_fraction)
+    sides = _split(config)
     return plan_work(sides.train, sides.held_out, config)
+
+
+def held_out_prompts(config: LearnConfig) -> list[Prompt]:
+    """Prompts that are never learned from, at most `validation_samples` (0 = all), of all tasks. Raises as the tasks do."""
+    return draw_held_out(_split(config).held_out, config)
+
+
+def _split(config: LearnConfig) -> Split:
+    prompts = [prompt for task in load_tasks(config.data) for prompt in task.prompts()]
+    return split(prompts, config.data.holdout_fraction)
 
 
 def make_roles(config: LearnConfig) -> Roles:
@@ -239,7 +248,7 @@ def _asked(
     shown = view.shown or {}
     index = Index(make_embedder(config))
     if config.retrieved_tokens:
-        index.add_all({bullet.id: bullet.text for bullet in book.trusted})
+        index.add_all((bullet.id, bullet.text) for bullet in book.trusted)
     found: list[Assignment] = []
     for number, prompt in enumerate(prompts):
         more = retrieve(book, index, plain_text(prompt), shown, config.retrieved_tokens, count)

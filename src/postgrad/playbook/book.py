@@ -347,12 +347,12 @@ class _State:
                 f"{self.version - 1}."
             )
         now, old = self.bullets, self.copies[operation.version]
-        later = {id: Retired(bullet, ROLLED_BACK, None, self.version) for id, bullet in now.items()}
-        later |= {
-            id: Retired(gone.bullet, ROLLED_BACK, None, self.version) if gone.into else gone
-            for id, gone in self.retired.items()
+        ever = {id: gone.bullet for id, gone in self.retired.items()} | now
+        self.retired = {
+            id: old.retired.get(id) or Retired(bullet, ROLLED_BACK, None, self.version)
+            for id, bullet in ever.items()
+            if id not in old.bullets
         }
-        self.retired = {id: gone for id, gone in later.items() if id not in old.bullets} | dict(old.retired)
         self.bullets = {
             id: replace(bullet, changed=now[id].changed if _same(bullet, now.get(id)) else self.version)
             for id, bullet in old.bullets.items()

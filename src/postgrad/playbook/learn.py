@@ -93,9 +93,14 @@ def plan_work(prompts: Sequence[Prompt], held_out: Sequence[Prompt], config: Lea
         raise ConfigError(
             "No prompt is held out, so versions cannot be compared. Raise data.holdout_fraction, or set validation_samples = 0."
         )
-    asked = list(held_out)  # of several tasks one after another: each gets its share
-    random.Random(f"{config.seed}/held out").shuffle(asked)
-    return Work(samples, len(chosen), tuple(asked[: config.validation_samples]))
+    return Work(samples, len(chosen), tuple(draw_held_out(held_out, config)))
+
+
+def draw_held_out(held_out: Sequence[Prompt], config: LearnConfig) -> list[Prompt]:
+    """At most `validation_samples` (0 = all), by the seed: of several tasks, which come one after another, each gets its share."""
+    drawn = list(held_out)
+    random.Random(f"{config.seed}/held out").shuffle(drawn)
+    return drawn[: config.validation_samples or None]
 
 
 def trace_work(traces: Sequence[Trace]) -> Work:

@@ -241,7 +241,7 @@ def from_line(line: bytes, *, first: bool = False) -> tuple[str, Delta]:
         row = pydantic_core.from_json(line, allow_inf_nan=False)
     except ValueError:
         row = _slowly(line)
-    if type(row) is not dict:
+    if type(row) is not dict or "parent" not in row:
         raise DataError("no delta of a playbook. Is this the log of a playbook?")
     if first and row.get("format") != FORMAT:
         raise DataError(f"format {row.get('format')!r} of a playbook; this version reads {FORMAT}.")

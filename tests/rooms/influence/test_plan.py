@@ -18,6 +18,7 @@ from postgrad.core.errors import ConfigError
 from postgrad.core.models import Model, embedded_model, load_shape, save
 from postgrad.core.models.config import EmbeddedConfig
 from postgrad.influence import baselines, plan, sampler
+from postgrad.influence import result as results
 from postgrad.influence.api import run
 from postgrad.influence.config import InfluenceConfig
 from postgrad.influence.examples import Texts, make_examples
@@ -152,12 +153,14 @@ def peak_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-def test_the_peak_of_scoring_is_as_planned() -> None:
+def test_the_peak_of_scoring_is_as_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     reset = Path("/proc/self/clear_refs")
     try:
         reset.write_text("5")
     except OSError:
         pytest.skip("the peak of memory cannot be reset on this system")
+    for module in (results, plan):
+        monkeypatch.setattr(module, "BLOCK_BYTES", 2**20)
     config = InfluenceConfig(method="langevin", chains=2, draws=50, check_step=False)
     draws = Draws(torch.randn(2, 50, 60_000), torch.randn(2, 50, 2), torch.ones(2, 50))
     reset.write_text("5")

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from postgrad.cli import main
 from postgrad.core.errors import ConfigError, DataError, RunError, SamplingError, TrainingError
+from postgrad.core.figures import format_number
 from postgrad.core.models import Model, embedded_model, load, save
 from postgrad.core.models.config import EmbeddedConfig
 from postgrad.core.run import Run
@@ -239,7 +240,14 @@ def test_run_and_show(
     by_query = sum(score for _, score in query["tokens"]["pieces"])
     assert by_query == pytest.approx(sum(row["score"] for row in scores), rel=1e-2, abs=1e-6)
     assert main(["influence", "show", str(out), "--top", "2"]) == 0
-    assert "Positive scores are proponents" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Positive scores are proponents" in said
+    llc = json.loads((out / "result.json").read_text())["llc"]
+    if llc is None:
+        assert "No local learning coefficient: it takes chains" in said
+    else:
+        assert f"95 % interval {format_number(llc['low'])} to {format_number(llc['high'])}" in said
+        assert "learning coefficient" in page
     assert main(["report", str(out)]) == 0
     assert main(words) == 2  # a used directory
     assert main([*words, "--overwrite", "--seed", "1", "--no-tokens"]) == 0
@@ -285,6 +293,20 @@ def test_wrong_words(
     assert "--query FILE, or --prompt TEXT" in capsys.readouterr().err
     with pytest.raises(DataError, match="No file or directory"):
         read_examples(tmp_path / "nowhere")
+    out = tmp_path / "run"
+    words = ["influence", "run", str(folder), "--train", str(train_file), "--query", str(train_file)]
+    for wrong, said in (
+        (["--parameters", "attention of"], "in the name of no weight"),
+        (["--parameters", "embed"], "EK-FAC knows linear layers"),
+        (["--method", "sgld", "--draws", "100000000000"], "of disk"),
+        (
+            ["--checkpoint", str(folder), "--method", "langevin", "--max-draws", "900"],
+            "max_draws is for one model",
+        ),
+    ):
+        assert main([*words, "--out", str(out), "--device", "cpu", *wrong]) == 2
+        assert said in capsys.readouterr().err
+        assert not out.exists()  # found before the run was begun
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "x"}\n[1]\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"bad\.jsonl:2: expected an object"):

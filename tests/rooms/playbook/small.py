@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._student import Rules, Student, as_work, judge, roles
+
 from postgrad.core.errors import ChatError
 from postgrad.engines.chat import Call, Reply
 from postgrad.playbook.api import learn
-from postgrad.playbook.book import Playbook, to_plain
+from postgrad.playbook.book import Playbook
 from postgrad.playbook.config import LearnConfig
 from postgrad.playbook.log import PlaybookLog
+from postgrad.playbook.plain import to_plain
 
 RULES = Rules.make(16, 0)
 

@@ -13,8 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from benchmarks._student import Rules, Student, as_work, judge
+from tests.rooms.playbook.small import (
+    RULES,
+    Moody,
+    Recorder,
+    config,
+    no_reply,
+    operations,
+    play,
+    work_of,
+)
+
 from postgrad.core.errors import ChatError, ConfigError
 from postgrad.core.types import Prompt
 from postgrad.engines.chat import Call
@@ -27,17 +37,6 @@ from postgrad.playbook.ops import calls_bound
 from postgrad.playbook.roles import curator_messages, generator_messages, instructions, reflector_messages
 from postgrad.playbook.text import format_text
 from postgrad.playbook.view import View, advance, line
-from tests.rooms.playbook.small import (
-    RULES,
-    Moody,
-    Recorder,
-    config,
-    no_reply,
-    operations,
-    play,
-    work_of,
-)
-
 
 RULE = re.compile(r"counts \d")
 
