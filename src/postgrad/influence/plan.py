@@ -191,10 +191,11 @@ def draws_bytes(num_train: int, num_queries: int, config: InfluenceConfig) -> in
 
 
 def scoring_bytes(num_train: int, num_queries: int, config: InfluenceConfig) -> int:
-    """28·C·S·(N + Q), 4 more while the step is checked, and 8·(C + 4)·Q·N; of a method without draws 4·Q·N."""
+    """28·C·S·(N + Q), 4 more while the step is checked, and 8·(C + 4)·Q·N; of stein 4·Q·N times 2·C or C + 4, the larger; of a
+    method without draws 4·Q·N."""
     pairs = num_train * num_queries
     if config.method not in SAMPLED:
-        return 4 * pairs * (2 * config.chains + 1 if config.method == "stein" else 1)
+        return 4 * pairs * (max(2 * config.chains, config.chains + 4) if config.method == "stein" else 1)
     each = _DRAW_BYTES + (4 if config.check_step and config.method != "laplace" else 0)
     losses = config.chains * config.most_draws * (num_train + num_queries)
     return each * losses + 8 * (config.chains + 4) * pairs
