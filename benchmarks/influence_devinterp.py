@@ -423,6 +423,8 @@ def report(measured: dict[str, Measured], version: str, threads: int) -> None:
             "peer": other,
             "ratio": ratio,
             "interval": interval,
+            "ours_cpu": statistics.median(one.cpu_s for one in found.ours),
+            "peer_cpu": statistics.median(one.cpu_s for one in found.peer),
             "cpu_ratio": found.cpu_ratio(),
             "floor": floor,
             "at_most": most,
