@@ -73,7 +73,7 @@ def _line(word: str, id: str, value: int, rng: random.Random) -> str:
 
 
 def train_reader(
-    rules: Rules, seed: int, steps: int, *, most: int = 24, width: int = 128, layers: int = 3
+    rules: Rules, seed: int, steps: int, *, most: int = 24, width: int = 128, layers: int = 2
 ) -> Model:
     """A model that reads; the playbooks grow when it reads what it has. Prints its loss now and then."""
     torch.manual_seed(seed)
@@ -87,7 +87,8 @@ def train_reader(
         num_key_value_heads=4,
         head_dim=width // 4,
         max_position_embeddings=LENGTH,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
+        initializer_range=0.08,
         bos_token_id=None,
         eos_token_id=1,
         pad_token_id=0,

@@ -16,6 +16,12 @@ that of ours. Chains this short have not mixed, so that all three are noisy. Bot
 losses that devinterp sampled; its own pooled one is in its seconds alone. Known differences: with the gradient of one batch
 devinterp replays the batches of its first shuffle in the same order, ours draws them anew; it records a draw one step later.
 
+"floor" is what the matrix products take that these chains cannot do without, on either side: the gradient of every step, and a
+draw's forward passes over the examples that its gradient did not see; counted by torch's FlopCounterMode (attention too),
+divided by the rate of bare products of the layers' shapes, measured in every round. "at most" is devinterp's time over it: what a
+program could reach that does nothing else. Both of these, and "by CPU time", are in seconds of the processor, all threads
+together, which hardly move when others load the machine.
+
     python benchmarks/influence_devinterp.py [--quick] [--rounds 4] [--threads 1] [--only lm]
 
 Needs `make bench-attr`, and without it says so and exits with 2.
@@ -37,6 +43,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from _common import finish, machine, print_table, require_peer
 from _digits import make_board, trained
@@ -44,7 +51,7 @@ from postgrad.core.models import Model
 from postgrad.influence import InfluenceConfig, ops, run
 from postgrad.influence.examples import Examples, Texts, make_examples
 from postgrad.influence.sampler import Posterior
-from postgrad.influence.weights import choose_parameters
+from postgrad.influence.weights import borrowed, choose_parameters
 
 PEER_SCRIPT = Path(__file__).parent / "peers" / "devinterp_bif.py"
 TEXT_TOKENS = 64
@@ -81,9 +88,11 @@ class Case:
 
 @dataclass
 class Round:
-    """What one side found in one round: seconds, scores [Q, N], and of ours the seconds for the largest curvature."""
+    """What one side found in one round: seconds, those of the processor, scores [Q, N], and of ours the seconds for the largest
+    curvature."""
 
     seconds: float
+    cpu_s: float
     scores: Tensor
     curvature_s: float = 0.0
 
@@ -94,10 +103,21 @@ class Measured:
 
     ours: list[Round] = field(default_factory=list)
     peer: list[Round] = field(default_factory=list)
+    floor_s: list[float] = field(default_factory=list)
 
     def ratios(self) -> list[float]:
         """Peer's seconds over ours, round by round."""
         return [b.seconds / a.seconds for a, b in zip(self.ours, self.peer, strict=True)]
+
+    def cpu_ratio(self) -> float:
+        """The same of the processor's seconds, median."""
+        return statistics.median(b.cpu_s / a.cpu_s for a, b in zip(self.ours, self.peer, strict=True))
+
+    def most(self) -> float:
+        """Peer's seconds of the processor over the floor, median."""
+        return statistics.median(
+            one.cpu_s / floor for one, floor in zip(self.peer, self.floor_s, strict=True)
+        )
 
     def agreement(self) -> tuple[float, float, float]:
         """Ranks of ours and devinterp's, ranks of ours and ours, ratio of the norms; NaN where there are too few rounds."""
@@ -149,10 +169,10 @@ class Devinterp:
         }
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        seconds = self._read()["seconds"]
+        told = self._read()
         found = torch.load(out, weights_only=True)
         within = ops.chain_covariances(found["query"].double(), found["train"].double()).mean(0)
-        return Round(seconds, within.float())
+        return Round(told["seconds"], told["cpu_s"], within.float())
 
     def close(self) -> None:
         """Ends it."""
@@ -178,11 +198,50 @@ def ours(case: Case, seed: int) -> tuple[Round, float]:
         spent.append(time.perf_counter() - started)
         return value
 
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     with patch.object(Posterior, "largest_curvature", timed):
         result = run(case.module, case.train, case.queries, case.config, seed=seed)
-    seconds = time.perf_counter() - started
-    return Round(seconds, result.scores, sum(spent)), result.diagnostics["sampler/step_size"]
+    seconds, busy = time.perf_counter() - started, time.process_time() - busy
+    return Round(seconds, busy, result.scores, sum(spent)), result.diagnostics["sampler/step_size"]
+
+
+def count_flops(case: Case) -> float:
+    """Of all matrix products that the chains need, without a pass at the start, the curvature and covariances.
+
+    Batches are all alike, so that one of each kind is counted.
+    """
+    config, num_train = case.config, len(case.train)
+    module = case.module.module if isinstance(case.module, Model) else case.module
+    batch = case.train.batches(config.batch_size)[0]
+    found: list[float] = []
+    with borrowed(module, choose_parameters(module, config.parameters)) as parameters:
+        for backward in (True, False):
+            with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
+                losses = case.train.losses(batch)
+                if backward:
+                    torch.autograd.grad(losses.sum(), parameters)
+            found.append(counter.get_total_flops() / len(batch))
+    each = config.gradient_examples or num_train
+    steps = config.burn_in + (config.num_draws - 1) * config.thin + 1
+    seen = config.num_draws * (num_train - each + len(case.queries))
+    return config.chains * (found[0] * steps * each + found[1] * seen)
+
+
+def product_rate(case: Case) -> float:
+    """FLOP per second of the processor: a batch's products with the layers' weights, and those for the weights' gradients."""
+    module = case.module.module if isinstance(case.module, Model) else case.module
+    rows = case.config.batch_size * (TEXT_TOKENS if isinstance(case.module, Model) else 1)
+    weights = [layer.weight.detach() for layer in module.modules() if isinstance(layer, nn.Linear)]
+    sides = [(torch.randn(rows, w.shape[1]), w, torch.randn(rows, w.shape[0])) for w in weights]
+    repeats = max(3, round(2e9 / (4 * rows * sum(w.numel() for w in weights))))
+    spent: list[float] = []
+    for _ in range(repeats):
+        started = time.process_time()
+        for read, weight, written in sides:
+            torch.mm(read, weight.T)
+            torch.mm(written.T, read)
+        spent.append(time.process_time() - started)
+    return 4 * rows * sum(w.numel() for w in weights) / statistics.median(spent)
 
 
 def digits(folder: Path, quick: bool) -> list[Case]:
@@ -297,11 +356,12 @@ def measure(case: Case, peer: Devinterp, rounds: int, lean_loss: bool) -> Measur
     """Interleaved rounds; who is first changes."""
     _, step_size = ours(case.shorter(), 0)
     peer.attribute(case.shorter(), step_size, 0, lean_loss)
-    found = Measured()
+    found, flops = Measured(), count_flops(case)
     for seed in range(rounds):
         if seed % 2:
             found.peer.append(peer.attribute(case, step_size, seed, lean_loss))
         found.ours.append(ours(case, seed)[0])
+        found.floor_s.append(flops / product_rate(case))
         if not seed % 2:
             found.peer.append(peer.attribute(case, step_size, seed, lean_loss))
     return found
@@ -355,19 +415,25 @@ def report(measured: dict[str, Measured], version: str, threads: int) -> None:
         both, same, scale = found.agreement()
         ratio, interval = statistics.median(ratios), (min(ratios), max(ratios))
         shown = f"{ratio:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
-        rows.append([name, mine, curvature, other, shown, both, same, scale])
+        floor, most = statistics.median(found.floor_s), found.most()
+        rows.append([name, mine, curvature, other, shown, found.cpu_ratio(), floor, most, both, same, scale])
         further[name] = {
             "ours": mine,
             "ours_curvature": curvature,
             "peer": other,
             "ratio": ratio,
             "interval": interval,
+            "ours_cpu": statistics.median(one.cpu_s for one in found.ours),
+            "peer_cpu": statistics.median(one.cpu_s for one in found.peer),
+            "cpu_ratio": found.cpu_ratio(),
+            "floor": floor,
+            "at_most": most,
             "rank_agreement": both,
             "rank_agreement_ours": None if same != same else same,
             "scale": scale,
         }
     header = ["", "ours s", "of it curvature", "devinterp s", "ours is faster by"]
-    header += ["ranks agree", "ours, ours", "scale"]
+    header += ["by CPU time", "floor s", "at most", "ranks agree", "ours, ours", "scale"]
     print_table("The same chains, end to end", header, rows)
     main_case = further.get("lm rmsprop") or next(iter(further.values()))
     finish(

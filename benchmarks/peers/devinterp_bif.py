@@ -7,7 +7,7 @@ of the sampled weights). One JSON object a line on stdin, one on stdout:
     {"case": "digits", "out": "FILE.pt", "batch_size": 200, "accumulate": 5, "chains": 4, "draws": 100, "burn_in": 50, "thin": 1,
      "method": "sgld", "step_size": 1e-5, "num_tempered": 5e4, "localization": 5e3, "stability": 0.1, "seed": 0,
      "lean_loss": true}
-    → {"seconds": 12.3}
+    → {"seconds": 12.3, "cpu_s": 12.1}
 
 FILE.pt then holds `scores` [Q, N], the covariances that devinterp returns, of losses summed over tokens, in the order of the
 input; and `train` [C, S, N], `query` [C, S, Q], the losses themselves. The clock runs around `sample` and `compute_bif` alone.
@@ -106,11 +106,11 @@ def language_model(folder: Path) -> Work:
     return Work(module, found["train"], found["query"], found["names"], losses)
 
 
-def attribute(work: Work, request: dict[str, Any]) -> tuple[float, dict[str, Tensor]]:
+def attribute(work: Work, request: dict[str, Any]) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Samples and correlates.
 
     Returns:
-        Seconds, and what goes into the file.
+        `seconds` and `cpu_s`, the processor's, and what goes into the file.
     """
     tokens, batch_size, rmsprop = work.num_tokens, request["batch_size"], request["method"] == "rmsprop"
     own: dict[str, Any] = {"sampling_method": "sgmcmc_sgld"}
@@ -119,7 +119,7 @@ def attribute(work: Work, request: dict[str, Any]) -> tuple[float, dict[str, Ten
     folder = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
     num_train, num_queries = len(work.train), len(work.queries)
     try:
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.process_time()
         tree = sampling.sample(
             model=work.module,
             dataset=work.train,
@@ -154,7 +154,7 @@ def attribute(work: Work, request: dict[str, Any]) -> tuple[float, dict[str, Ten
             device="cpu",
         )
         scores = torch.from_numpy(found["influences"].values.copy()).float() * tokens**2
-        seconds = time.perf_counter() - started
+        spent = {"seconds": time.perf_counter() - started, "cpu_s": time.process_time() - busy}
         losses = [torch.from_numpy(tree[f"loss_{key}"].values).sum(-1) for key in ("a_train", "b_query")]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -166,7 +166,7 @@ def attribute(work: Work, request: dict[str, Any]) -> tuple[float, dict[str, Ten
     ordered[query_order[:, None], train_order] = scores
     train, query = torch.empty_like(losses[0]), torch.empty_like(losses[1])
     train[..., train_order], query[..., query_order] = losses[0], losses[1]
-    return seconds, {"scores": ordered, "train": train, "query": query}
+    return spent, {"scores": ordered, "train": train, "query": query}
 
 
 def main() -> None:
@@ -181,9 +181,9 @@ def main() -> None:
     _answer({"ready": True, "version": version("devinterp")})
     for line in sys.stdin:
         request = json.loads(line)
-        seconds, found = attribute(works[request["case"]], request)
+        spent, found = attribute(works[request["case"]], request)
         torch.save(found, request["out"])
-        _answer({"seconds": seconds})
+        _answer(spent)
 
 
 def _answer(value: dict[str, Any]) -> None:

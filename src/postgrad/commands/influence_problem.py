@@ -13,7 +13,7 @@ from postgrad.commands.resume import record_inputs, resume_run
 from postgrad.core.errors import ConfigError
 from postgrad.core.run import Run
 from postgrad.core.runfiles import LineFile, pretty_json, replace_file, to_plain
-from postgrad.influence.config import InfluenceConfig, RetrainConfig
+from postgrad.influence.config import SAMPLED, InfluenceConfig, RetrainConfig
 from postgrad.influence.data import Example, read_examples
 
 RETRAINED_FILE = "retrained.jsonl"
@@ -168,12 +168,10 @@ def _scores_of(
     for method in methods:
         if method in tensors:
             continue
-        result = attribute(
-            problem.module,
-            problem.train,
-            problem.queries,
-            InfluenceConfig(**{**options, "method": method, "tokens": False}),
-        )
+        settings = options | {"method": method, "tokens": False}
+        if method not in SAMPLED:
+            settings["max_draws"] = 0  # of the others alone
+        result = attribute(problem.module, problem.train, problem.queries, InfluenceConfig(**settings))
         seconds = result.diagnostics["time/attribute_s"]
         tensors[method] = result.scores.contiguous()
         said[method] = json.dumps({"seconds": seconds, "problems": result.problems})

@@ -254,7 +254,8 @@ def _stein(
                 files.keep_found(f"chain-{number}", kept, config.num_draws)
         found.append((kept.pop("scores").cpu(), kept.pop("own").cpu()))
         origins.append(_origin(chain, f"chain-{number}", kept, files))
-    per_chain = torch.stack([scores for scores, _ in found])
+    per_chain, own = (torch.stack([pair[part] for pair in found]) for part in (0, 1))
+    found.clear()
     scores, errors = ops.mean_and_error(per_chain)
     if config.chains > 1 and len(train) > 2:
         metrics["diagnostics/stability"] = float(ops.rank_stability(per_chain).median())
@@ -263,7 +264,7 @@ def _stein(
         errors,
         diagnostics=metrics,
         problems=find_problems(metrics, config),
-        self_scores=torch.stack([own for _, own in found]).mean(0) if config.self_scores else None,
+        self_scores=own.mean(0) if config.self_scores else None,
     )
     along.put(result, origins)
     return result

@@ -54,7 +54,8 @@ class InfluenceConfig(Config):
     """Draws that are kept of each chain; even with stein, which takes them in pairs. None = 4 (stein), 200."""
     max_draws: int = Field(default=0, ge=0)
     """Above `draws`: go on in rounds, each time to twice as many draws, until ess reaches `min_ess` and stability
-    `min_agreement`, up to this many. 0 = `draws` are all. Not with stein."""
+    `min_agreement`, up to this many. 0 = `draws` are all. Of methods with draws of losses (langevin, sgld, rmsprop, laplace);
+    refused where there is none."""
     burn_in: int = Field(default=100, ge=0)
     """Steps before the first draw."""
     thin: int = Field(default=5, ge=1)
@@ -128,6 +129,15 @@ class InfluenceConfig(Config):
         if "stein" in self._used() and self.draws is not None and self.draws % 2:
             raise ValueError(
                 f"method stein takes draws in pairs: give an even number (received {self.draws})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rounds(self) -> Self:
+        if self.max_draws and not set(self._used()) & set(SAMPLED):
+            raise ValueError(
+                f"max_draws has no effect with method {', '.join(self._used())}: give draws, "
+                f"or one of {', '.join(SAMPLED)} (received max_draws {self.max_draws})"
             )
         return self
 

@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+_BLOCK = 2**18  # numbers that are ranked at a time
+
 # -- covariance ------------------------------------------------------------------------------------------------------
 
 
@@ -91,8 +93,10 @@ def mean_and_error(per_chain: Float[Tensor, "C *"]) -> tuple[Float[Tensor, "*"],
     if chains < 2:
         return per_chain.mean(0), torch.full_like(per_chain[0], torch.nan)
     mean = per_chain.mean(0)
-    variance = (per_chain - mean).square().sum(0) / (chains - 1)  # `std(0)` takes ten times as long
-    return mean, (variance / chains).sqrt()
+    squares = torch.zeros_like(mean)
+    for one in per_chain:  # `std(0)` takes ten times as long
+        squares += (one - mean).square_()
+    return mean, squares.div_((chains - 1) * chains).sqrt_()
 
 
 def correlation(query: Float[Tensor, "C S Q"], train: Float[Tensor, "C S N"]) -> Float[Tensor, "Q N"]:
@@ -297,6 +301,10 @@ def spearman(first: Float[Tensor, "*batch N"], second: Float[Tensor, "*batch N"]
     >>> spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([[1.0, 9.0, 10.0], [3.0, 2.0, 1.0]])).tolist()
     [1.0, -1.0]
     """
+    rows = max(1, _BLOCK // first.shape[-1])
+    if first.dim() == 2 and first.shape == second.shape and len(first) > rows:  # ranks take memory
+        parts = (slice(start, start + rows) for start in range(0, len(first), rows))
+        return torch.cat([spearman(first[part], second[part]) for part in parts])
     a, b = ranks(first), ranks(second)
     a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
     scale = (a.square().sum(-1) * b.square().sum(-1)).sqrt()
@@ -375,19 +383,20 @@ def largest_eigenvalue(
     >>> round(largest_eigenvalue(lambda vector: matrix @ vector, torch.tensor([1.0, 0.0]), 2).item(), 5)
     3.0
     """
-    vector, previous = start / start.norm(), torch.zeros_like(start)
+    vector, previous = start / start.square().sum().sqrt(), torch.zeros_like(start)
     diagonal: list[Tensor] = []
     beside: list[Tensor] = [torch.zeros_like(start[0])]
     for _ in range(min(num_steps, len(start))):
         found = product(vector) - beside[-1] * previous
         diagonal.append(vector @ found)
         found = found - diagonal[-1] * vector
-        beside.append(found.norm())
+        beside.append(found.square().sum().sqrt())
         previous, vector = vector, found / beside[-1].clamp(min=torch.finfo(start.dtype).tiny)
     off = torch.stack(beside)[1:-1]
     ritz = (torch.stack(diagonal).diag() + off.diag(1) + off.diag(-1)).double()
     finite = ritz.isfinite().all()
-    return torch.where(finite, torch.linalg.eigvalsh(torch.where(finite, ritz, 0.0))[-1], torch.nan)
+    values = cast("Tensor", cast("Any", torch.linalg).eigvalsh(torch.where(finite, ritz, 0.0)))  # not typed
+    return torch.where(finite, values[-1], torch.nan)
 
 
 # -- steps of chains -------------------------------------------------------------------------------------------------

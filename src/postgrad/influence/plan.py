@@ -215,10 +215,10 @@ def disk_bytes(num_train: int, config: InfluenceConfig) -> int:
 
 def scoring_bytes(num_train: int, num_queries: int, config: InfluenceConfig, *, on_disk: bool = False) -> int:
     """4·C·S·N of training losses (twice while the step is checked; nothing where they are on disk), 28·C·S·Q, six blocks of at
-    most 16 MiB, and 20·Q·N; of a method without draws of losses 4·Q·N."""
+    most 16 MiB, and 20·Q·N; of stein 4·Q·N times 2·C or C + 4, the larger; of a method without draws of losses 4·Q·N."""
     pairs = num_train * num_queries
     if config.method not in SAMPLED:
-        return 4 * pairs * (2 * config.chains + 1 if config.method == "stein" else 1)
+        return 4 * pairs * (max(2 * config.chains, config.chains + 4) if config.method == "stein" else 1)
     draws = config.chains * config.most_draws
     losses = 0 if on_disk else disk_bytes(num_train, config)
     blocks = _BLOCKS * min(BLOCK_BYTES, 8 * config.chains * (config.most_draws + num_queries) * num_train)

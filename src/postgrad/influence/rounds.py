@@ -17,7 +17,7 @@ from postgrad.influence.sampler import Draws, Sampler
 def round_sizes(config: InfluenceConfig) -> list[int]:
     """Draws of each chain after each round: S, 2·S, 4·S, …, at most `max_draws`.
 
-    >>> round_sizes(InfluenceConfig(draws=100, max_draws=500)), round_sizes(InfluenceConfig(draws=100))
+    >>> round_sizes(InfluenceConfig(method="sgld", draws=100, max_draws=500)), round_sizes(InfluenceConfig(draws=100))
     ([100, 200, 400, 500], [100])
     """
     sizes = [config.num_draws]

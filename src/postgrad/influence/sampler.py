@@ -170,9 +170,7 @@ def chain_seed(config: InfluenceConfig, number: int) -> int:
 
 
 def _add(total: list[Tensor] | None, part: list[Tensor]) -> list[Tensor]:
-    if total is not None:
-        torch._foreach_add_(total, part)
-    return total or part
+    return part if total is None else [a.add_(b) for a, b in zip(total, part, strict=True)]
 
 
 class Draws(NamedTuple):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.rooms.influence.problems import regression
 from torch.utils.flop_counter import FlopCounterMode
 
 from postgrad.cli import main
@@ -25,6 +26,7 @@ from postgrad.influence.examples import Texts, make_examples
 from postgrad.influence.plan import Plan, Sizes, read_sizes
 from postgrad.influence.result import diagnose, from_draws
 from postgrad.influence.sampler import Draws, Posterior
+from postgrad.influence.stein import SteinChain
 
 ROWS = [{"prompt": f"What is {n}?", "completion": f"{n} and {'ever ' * (n % 4)}more"} for n in range(11)]
 QUICK: dict[str, Any] = {
@@ -167,6 +169,30 @@ def test_the_peak_of_scoring_is_as_planned(monkeypatch: pytest.MonkeyPatch) -> N
     before = peak_bytes() - sum(part.nbytes for part in draws)
     diagnose(draws, from_draws(draws, torch.ones(60_000)), 0.0, 1.0)
     assert peak_bytes() - before == pytest.approx(plan.scoring_bytes(60_000, 2, config), rel=0.2)
+
+
+def test_the_peak_of_scoring_is_as_planned_with_stein(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chains that find scores of 200 × 50,000 without computing them."""
+    reset = Path("/proc/self/clear_refs")
+    try:
+        reset.write_text("5")
+    except OSError:
+        pytest.skip("the peak of memory cannot be reset on this system")
+    module, train, _ = regression(12, 3)
+    found = {"scores": torch.randn(200, 50_000), "own": torch.zeros(50_000)}
+
+    def scores(self: SteinChain, queries: Any, progress: Any, *, with_total: bool) -> dict[str, torch.Tensor]:
+        del self, queries, progress, with_total
+        return {name: part.clone() for name, part in found.items()}
+
+    monkeypatch.setattr(SteinChain, "scores", scores)
+    run(module, train, train, method="stein", chains=2, tokens=False)  # what is loaded once
+    for chains in (2, 6):
+        config = InfluenceConfig(method="stein", chains=chains, tokens=False)
+        reset.write_text("5")
+        before = peak_bytes()
+        run(module, train, train, config)
+        assert peak_bytes() - before == pytest.approx(plan.scoring_bytes(50_000, 200, config), rel=0.2)
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_computed(

@@ -9,8 +9,10 @@ import pytest
 import torch
 from tests.rooms.influence.test_tokens import sentences
 
+from postgrad.core.config import validate
 from postgrad.core.errors import ConfigError
 from postgrad.influence.api import run
+from postgrad.influence.config import ValidateConfig
 from postgrad.influence.multi import run_checkpoints
 from postgrad.influence.state import ChainFiles
 
@@ -54,7 +56,18 @@ def test_at_the_most_draws_it_stops_and_says_that_they_do_not_suffice() -> None:
 
 def test_checkpoints_take_no_rounds() -> None:
     with pytest.raises(ConfigError, match="max_draws is for one model"):
-        run_checkpoints("nowhere", ["a text"], ["another"], max_draws=500)
+        run_checkpoints("nowhere", ["a text"], ["another"], method="langevin", max_draws=500)
+
+
+def test_a_method_without_rounds_refuses_them() -> None:
+    with pytest.raises(
+        ConfigError, match=r"max_draws has no effect with method stein: give draws, or one of langevin"
+    ):
+        run(*sentences(), max_draws=500)
+    mixed = {"methods": "stein,sgld", "max_draws": 500}
+    assert validate(ValidateConfig, mixed).most_draws == 500
+    with pytest.raises(ConfigError, match="no effect with method stein, ekfac"):
+        validate(ValidateConfig, mixed | {"methods": "stein,ekfac"})
 
 
 def test_rounds_go_on_after_a_stop_with_the_same_bits(
