@@ -28,7 +28,7 @@ from postgrad.influence.result import Result, Scored, diagnose, find_problems, f
 from postgrad.influence.rounds import draw_until_stable
 from postgrad.influence.sampler import Basis, Draws, Posterior, Sampler, chain_seed, choose_beta
 from postgrad.influence.state import ChainFiles, identify
-from postgrad.influence.stein import SteinChain
+from postgrad.influence.stein import SteinChain, measure_damping
 from postgrad.influence.tokens import by_token, token_scores
 from postgrad.influence.weights import Named, PlainBasis, borrowed, choose_parameters
 
@@ -230,6 +230,7 @@ def _stein(
     log: Log | None,
     files: ChainFiles | None,
 ) -> Result:
+    config = measure_damping(basis, parameters, train, config)
     posterior = Posterior(parameters, train, basis, config)
     if files is not None:
         files.keep_origin(basis, torch.nan)

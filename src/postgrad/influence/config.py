@@ -43,6 +43,9 @@ class InfluenceConfig(Config):
     damping: float | None = Field(default=None, gt=0)
     """λ = γ/(nβ): how strongly draws are held to the weights, in units of the curvature of the mean loss. None = 0.003 (stein),
     0.001 (ekfac), 0.1 (chains, laplace)."""
+    damping_share: float = Field(default=0.0, ge=0)
+    """Above 0, of stein without damping: λ = share·‖∇L‖/‖w‖ in place of a constant. With share 1 it is about the pull towards 0
+    under which the weights would stay, ∇L + λw = 0: the further from a minimum training has ended, the more damping. Try 0.25."""
     beta: float | None = Field(default=None, gt=0)
     """β, inverse temperature; nβ multiplies the mean loss. None = such that draws stay within `radius`."""
     radius: float | None = Field(default=None, gt=0)
@@ -113,6 +116,11 @@ class InfluenceConfig(Config):
     def chosen_damping(self) -> float:
         """`damping`, or the method's default."""
         return _DEFAULTS[self.method].damping if self.damping is None else self.damping
+
+    @property
+    def measures_damping(self) -> bool:
+        """Whether damping is found from the model and its training examples."""
+        return self.method == "stein" and self.damping is None and self.damping_share > 0
 
     @property
     def chosen_radius(self) -> float:

@@ -267,6 +267,16 @@ def local_learning_coefficient(
     return num_tempered * (mean_loss - loss_at_centre)
 
 
+def standing_damping(gradient: float, weights: float, share: float, curvature: float) -> float:
+    """λ = share·‖∇L‖/‖w‖; with share 1 a pull λw towards 0 is as strong as the gradient. At least a thousandth of the mean
+    curvature, as at a minimum there is no gradient.
+
+    >>> standing_damping(0.02, 10.0, 0.25, 0.1), standing_damping(0.0, 10.0, 0.25, 0.1)
+    (0.0005, 0.0001)
+    """
+    return max(share * gradient / weights, 1e-3 * curvature)
+
+
 def local_beta(num_weights: int, num_examples: float, damping: float, distance: float) -> float:
     """β for which the weights that the data leave free are `distance` from w*, root mean square: D/γ = distance², γ = λ·n·β.
 

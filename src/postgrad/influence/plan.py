@@ -315,6 +315,7 @@ def _count(sizes: Sizes, config: InfluenceConfig) -> tuple[int, int, int]:
         passes = q + n * gradient_parts(q, sizes.num_sampled, config.batch_size) + seen
         shown, examples = shown_examples(sizes, config)
         passes += shown * (examples + 2)
+        gradient += n * config.measures_damping
         return forward + (visits * seen), gradient + visits * passes, 0
     if config.method == "laplace":
         return forward + config.chains * config.most_draws * (n + q), gradient, 0

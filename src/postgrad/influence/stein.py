@@ -23,12 +23,40 @@ from torch import Tensor, nn
 
 from postgrad.core.errors import SamplingError
 from postgrad.influence.baselines import gradient_scores
+from postgrad.influence.config import InfluenceConfig
 from postgrad.influence.ekfac import LayerBasis, example_gradients
 from postgrad.influence.examples import Examples
+from postgrad.influence.ops import standing_damping
 from postgrad.influence.sampler import Posterior
 
 CURVATURE_EXAMPLES = 512
 """Training examples, at most, whose gradients at the draws give Λ̄."""
+
+
+def measure_damping(
+    basis: LayerBasis, parameters: Sequence[nn.Parameter], train: Examples, config: InfluenceConfig
+) -> InfluenceConfig:
+    """The settings with a damping: their own, or `ops.standing_damping` at the module's weights, in one pass with gradients.
+
+    Raises:
+        SamplingError: the weights are all 0.
+    """
+    if not config.measures_damping:
+        return config
+    total = [torch.zeros_like(parameter) for parameter in parameters]
+    for batch in train.batches(config.batch_size):
+        loss = (train.losses(batch) * train.weights[batch]).sum()
+        found = torch.autograd.grad(loss, parameters, materialize_grads=True, allow_unused=True)
+        total = [a.add_(b) for a, b in zip(total, found, strict=True)]
+    gradient, weights = (
+        float(torch.stack([part.detach().square().sum() for part in parts]).sum().sqrt())
+        for parts in (total, parameters)
+    )
+    if weights == 0:
+        raise SamplingError("The chosen weights are all 0, so that no damping can be measured. Give damping.")
+    curvature = float(basis.curvature().mean())
+    found = standing_damping(gradient / float(train.weights.sum()), weights, config.damping_share, curvature)
+    return config.model_copy(update={"damping": found})
 
 
 class SteinChain:

@@ -207,7 +207,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_computed(
     ):
         run(model, ROWS, ROWS[:3], **QUICK)
     monkeypatch.setattr(plan, "free_bytes", lambda device: found.scoring_bytes - 1)
-    options = QUICK | {"tokens": False}
+    options: dict[str, Any] = QUICK | {"tokens": False}
     with pytest.raises(ConfigError, match=r"Give a directory where training losses are kept \(state=DIR"):
         run(model, ROWS, ROWS[:3], **options)
     monkeypatch.setattr(plan, "free_disk_bytes", lambda folder: found_on_disk.disk_bytes - 1)

@@ -473,6 +473,33 @@ def test_odd_draws_are_refused_where_stein_takes_them() -> None:
         ValidateConfig(draws=25, methods=("laplace", "stein"))
 
 
+def test_damping_is_measured_where_a_share_is_given() -> None:
+    """¼·‖∇L‖/‖w‖ by hand, in the unit of the curvature; the same as if it had been given."""
+    module, train, queries = regression()
+    with torch.no_grad():
+        module.weight.add_(0.3)
+    weight = module.weight.detach()[0]
+    gradient = (train.x @ weight - train.y) @ train.x / len(train)
+    found = run(module, train, queries, method="stein", damping_share=0.25)
+    expected = 0.25 * float(gradient.norm() / weight.norm())
+    assert found.diagnostics["sampler/damping"] == pytest.approx(expected, rel=1e-5)
+    assert run(module, train, queries).diagnostics["sampler/damping"] == 0.003
+    given = run(module, train, queries, method="stein", damping=found.diagnostics["sampler/damping"])
+    assert torch.equal(found.scores, given.scores)
+    half = run(module, train, queries, method="stein", damping_share=0.125, batch_size=5)
+    assert half.diagnostics["sampler/damping"] == pytest.approx(expected / 2, rel=1e-5)
+    train.x, train.y = 2 * train.x, 2 * train.y  # every loss four times as large
+    assert run(module, train, queries, damping_share=0.25).diagnostics["sampler/damping"] == pytest.approx(
+        4 * expected, rel=1e-5
+    )
+
+
+def test_at_a_minimum_damping_is_a_thousandth_of_the_curvature() -> None:
+    module, train, queries = regression()
+    found = run(module, train, queries, method="stein", damping_share=0.25).diagnostics["sampler/damping"]
+    assert found == pytest.approx(1e-3 * float(train.x.square().sum()) / len(train) / 4, rel=1e-4)
+
+
 def test_draws_that_are_too_far_are_said() -> None:
     module = nn.Linear(1, 1, bias=False)
     with torch.no_grad():

@@ -297,7 +297,6 @@ def test_wrong_words(
     words = ["influence", "run", str(folder), "--train", str(train_file), "--query", str(train_file)]
     for wrong, said in (
         (["--parameters", "attention of"], "in the name of no weight"),
-        (["--parameters", "embed"], "EK-FAC knows linear layers"),
         (["--method", "sgld", "--draws", "100000000000"], "of disk"),
         (
             ["--checkpoint", str(folder), "--method", "langevin", "--max-draws", "900"],
