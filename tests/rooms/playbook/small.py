@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._student import Rules, Student, as_work, judge, roles
+
 from postgrad.core.errors import ChatError
 from postgrad.engines.chat import Call, Reply
 from postgrad.playbook.api import learn
