@@ -109,8 +109,8 @@ def main() -> None:
         question = words(rng, 100)
         view = advance(view, book, BUDGET, count)
         found = words(rng, 250)
-        lines = len(view.text) - len(text) + len(question)
-        new = {"generator": new["generator"] + lines, "curator": new["curator"] + lines + len(found)}
+        least = len(view.text) - len(text) + len(question)
+        new = {"generator": new["generator"] + least, "curator": new["curator"] + least + len(found)}
         text = view.text
         prompts["ours", "generator"].append(
             joined(generator_messages(told["generator"], view.text, question))
@@ -118,8 +118,10 @@ def main() -> None:
         prompts["authors", "generator"].append(
             authors("generator", book, question, reflection, number, steps)
         )
-        sizes = {"tokens": count(view.text), "budget_tokens": BUDGET}
-        messages = curator_messages(told["curator"], view.text, question, found, **sizes)
+        tokens = count(view.text)
+        messages = curator_messages(
+            told["curator"], view.text, question, found, tokens=tokens, budget_tokens=BUDGET
+        )
         prompts["ours", "curator"].append(joined(messages))
         prompts["authors", "curator"].append(authors("curator", book, question, found, number, steps))
         reflection = found
@@ -136,9 +138,9 @@ def main() -> None:
         ]
         for role in ROLES
     ]
-    tokens = [count(line) for line in view.text.split("\n")]
+    lines = [count(line) for line in view.text.split("\n")]
     print(
-        f"{steps} steps; at the end {len(book)} bullets of {sum(tokens) / len(tokens):.0f} tokens with id and section, "
+        f"{steps} steps; at the end {len(book)} bullets of {sum(lines) / len(lines):.0f} tokens with id and section, "
         f"{count(view.text):,} tokens, {view.num_rewrites} rewrites of the view"
     )
     header = [
