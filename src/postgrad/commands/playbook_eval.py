@@ -89,7 +89,9 @@ def read_playbook(path: Path) -> Playbook:
     try:
         data = place.read_bytes()
     except OSError as error:
-        raise RunError(f"{place} cannot be read: {error.strerror}. Name a run, a playbook.jsonl or a text.") from None
+        raise RunError(
+            f"{place} cannot be read: {error.strerror}. Name a run, a playbook.jsonl or a text."
+        ) from None
     if place.suffix != ".jsonl":
         return fold([Delta(tuple(parse_text(data.decode("utf-8", "replace")).adds))])
     deltas, _ = parse(data[: data.rfind(b"\n") + 1], place)

@@ -49,6 +49,7 @@ def main(
     from postgrad.playbook.log import NAME, PlaybookLog
     from postgrad.playbook.record import is_sample
 
+    found = None
     if traces is not None:
         from postgrad.playbook.traces import read_traces
 
@@ -98,7 +99,7 @@ def main(
             log,
             config,
             run=run,
-            traces=found if traces is not None else None,
+            traces=found,
             roles=roles,
             work=work,
             journal=out,

@@ -227,12 +227,14 @@ def evaluate(
             outcomes: list[list[bool]] = []
             total = Account()
             for name, book in (("with", playbook), ("without", Playbook())):
-                found, account = await answers(who, _asked(name, book, prompts, config, who.count_tokens), config)
+                found, account = await answers(
+                    who, _asked(name, book, prompts, config, who.count_tokens), config
+                )
                 outcomes.append([bool(attempt and attempt.passed) for attempt in found])
                 total += account
             pairs = list(zip(*outcomes, strict=True))
-            rates = [clustered_rate([[passed] for passed in side]) for side in outcomes]
-            return Evaluation(*rates, paired_difference(pairs), pairs, total)
+            first, second = (clustered_rate([[passed] for passed in side]) for side in outcomes)
+            return Evaluation(first, second, paired_difference(pairs), pairs, total)
         finally:
             await own.close()
 

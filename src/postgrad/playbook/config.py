@@ -57,9 +57,10 @@ class LearnConfig(Config):
     retrieved_tokens: int = Field(default=0, ge=0)
     """Of the budget, for bullets that are chosen by the question. 0 = the whole playbook stands in every prompt, and what does
     not fit is retired; else it may grow beyond the budget."""
-    window: int = Field(default=8, ge=1)
+    window: int = Field(default=12, ge=1)
     """A sample starts from the playbook as it was `window` samples before it, so that so many can be worked on at a time. It
-    changes the result; 1 = each sample sees all that was learned before it, as in the paper."""
+    changes the result; 1 = each sample sees all that was learned before it, as in the paper. Half as many again as workers keep
+    these busy while a sample that takes long is waited for."""
     workers: int = Field(default=8, ge=1)
     """Samples that are worked on at a time, at most `window`. It changes the time only."""
     refine: Literal["proactive", "lazy", "off"] = "proactive"

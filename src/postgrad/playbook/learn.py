@@ -97,7 +97,7 @@ def plan_work(prompts: Sequence[Prompt], held_out: Sequence[Prompt], config: Lea
 
 
 def draw_held_out(held_out: Sequence[Prompt], config: LearnConfig) -> list[Prompt]:
-    """At most `validation_samples` (0 = all), by the seed: of several tasks, which come one after another, each gets its share."""
+    """At most `validation_samples` (0 = all), by the seed; of several tasks, one after another, each gets its share."""
     drawn = list(held_out)
     random.Random(f"{config.seed}/held out").shuffle(drawn)
     return drawn[: config.validation_samples or None]
@@ -165,7 +165,7 @@ class Learning:
     ) -> None:
         if config.quarantine == "validation" and not work.held_out:
             raise ConfigError(
-                "quarantine = validation needs held-out prompts to answer, which traces do not have. Use quarantine = approve or off."
+                "quarantine = validation needs held-out prompts, which traces do not have. Use quarantine = approve or off."
             )
         self.log, self.work, self.config, self.run = log, work, config, run
         self._studying, self._start, self._logged = studying, start, logged
@@ -187,13 +187,13 @@ class Learning:
         """
         recorded = self.log.deltas[self._start :]
         done, total = sum(map(is_sample, recorded)), len(self.work.samples)
-        # Of what is left all may fail, but for a last one that never gets a reply: it must not stop every session.
+        # All that is left may not fail, but for one last sample: it must not stop every session.
         limit = min(self.config.max_failures, max(total - done, 2 if done else 1))
         gate = asyncio.Semaphore(min(self.config.workers, self.config.window))
         tasks: dict[int, tuple[Assignment, asyncio.Task[Study]]] = {}
         admitted = 0
         held: list[tuple[Assignment, Study]] = []
-        """Studied, not merged. What got no reply waits for one after it that is done later: a server that is out costs no sample."""
+        """Studied, not merged. What got no reply waits for a later one that does: a server that is out costs no sample."""
 
         async def one(sample: Assignment) -> Study:
             async with gate:
@@ -245,7 +245,9 @@ class Learning:
         return self.log.at(BEST) if self.state.best is not None else self.log.playbook
 
     def _kept(self) -> str:
-        return f"{self.state.merged} of {len(self.work.samples)} samples are done and kept. Go on with --resume."
+        return (
+            f"{self.state.merged} of {len(self.work.samples)} samples are done and kept. Go on with --resume."
+        )
 
     def begin(self) -> None:
         """Takes in what was there before this session."""
@@ -288,6 +290,8 @@ class Learning:
                     state.best = found["accuracy"]
                 state.totals.add_validation(found["account"])
                 row = {f"validation/{key}": found[key] for key in found if key not in ("after", "account")}
+                if found["cost_usd"] is None:
+                    del row["validation/cost_usd"]
                 self._log(found["after"], {**row, "validation/best_accuracy": state.best})
             elif delta.sample is not None:
                 state.merged += 1
@@ -360,7 +364,7 @@ class Learning:
     # -- validation ----------------------------------------------------------------------------------------
 
     def _due(self, more: int = 0) -> bool:
-        """Whether a validation has to come now: at the beginning, after every so many samples, at the end; `more` are not merged."""
+        """Whether a validation comes now: at the beginning, after every so many samples, at the end; `more` are not merged."""
         after = self.state.merged + more
         if not self.work.held_out or after in self.state.validated:
             return False
@@ -368,7 +372,7 @@ class Learning:
         return after % every == 0 or after == len(self.work.samples)
 
     async def _validate(self, held: list[tuple[Assignment, Study]] | None = None) -> None:
-        """Does this version answer more held-out prompts? What got no reply is merged once there are some: no server is out then.
+        """Does this version answer more held-out prompts? What got no reply is merged once others do: no server is out then.
 
         Raises:
             ChatError: too many in a row got no reply.

@@ -1,4 +1,4 @@
-"""What is remembered of a sample: a record in the log (no texts), a row of samples.jsonl (texts, without secrets), sums for metrics."""
+"""What is kept of a sample: a record in the log (no texts), a row of samples.jsonl (texts without secrets), sums for metrics."""
 
 from __future__ import annotations
 
@@ -105,8 +105,10 @@ class Totals:
             "learn/failed": self.failed,
             "learn/calls": sum(self.last["calls"].values()),
             "learn/problems": self.last["problems"],
-            "cost/usd": sum(self.accounts.values(), Account()).cost_usd,
         }
+        cost = sum(self.accounts.values(), Account()).cost_usd
+        if cost is not None:
+            row["cost/usd"] = cost
         for role, account in self.accounts.items():
             row[f"cost/{role}_calls"] = account.calls
             row[f"cost/{role}_prompt_tokens"] = account.prompt_tokens

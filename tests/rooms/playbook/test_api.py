@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from benchmarks._student import Student, as_work, judge, roles
+from tests.rooms.playbook.small import RULES, Moody, Recorder, config, no_reply, play, work_of
+
 from postgrad.core.errors import ChatError, ConfigError, TaskError
 from postgrad.core.types import Prompt
 from postgrad.engines.chat import Call, Reply
@@ -20,7 +21,6 @@ from postgrad.playbook.plan import plan
 from postgrad.playbook.score import by_environment
 from postgrad.playbook.study import Feedback, read_feedback
 from postgrad.playbook.traces import Trace
-from tests.rooms.playbook.small import RULES, Moody, Recorder, config, no_reply, play, work_of
 
 
 def traces(count: int, **fields: Any) -> list[Trace]:
@@ -103,7 +103,9 @@ def test_three_calls_are_enough(tmp_path: Path) -> None:
 
 
 def test_what_fails_leaves_an_open_playbook_as_it_was(tmp_path: Path) -> None:
-    student = Moody(RULES, reveal=1.0, spoil=lambda call, number: no_reply(call) if number in (0, 3) else None)
+    student = Moody(
+        RULES, reveal=1.0, spoil=lambda call, number: no_reply(call) if number in (0, 3) else None
+    )
     with open_playbook(tmp_path / "p.jsonl", roles=roles(student)) as book:
         with pytest.raises(ChatError, match="no reply to trace/0/reflect/1"):
             book.learn("Add up: zivigo", "x", score=0.0)
@@ -138,11 +140,19 @@ def test_an_environment_judges_and_its_exceptions_are_feedback(tmp_path: Path) -
         if number == 1:
             raise RuntimeError("the sandbox fell over")
         right = answer == prompt.answer
-        return [float(right), None, (right, "tuple"), {"score": float(right), "feedback": "table"}][number % 4]
+        return [float(right), None, (right, "tuple"), {"score": float(right), "feedback": "table"}][
+            number % 4
+        ]
 
     student = Moody(RULES, reveal=1.0, keep=True)
-    _, log, run = play(tmp_path, student, config(reflection_rounds=1), work_of(8), score=by_environment(environment))
-    texts = {delta.sample["prompt"]: row for delta, (_, row) in zip(log.deltas, run.samples, strict=True) if delta.sample}
+    _, log, run = play(
+        tmp_path, student, config(reflection_rounds=1), work_of(8), score=by_environment(environment)
+    )
+    texts = {
+        delta.sample["prompt"]: row
+        for delta, (_, row) in zip(log.deltas, run.samples, strict=True)
+        if delta.sample
+    }
     assert texts["1-1"]["feedback"][0] == "RuntimeError: the sandbox fell over"
     assert texts["1-2"]["feedback"][0] == "tuple"
     assert texts["1-3"]["feedback"][0] == "table"
@@ -151,7 +161,9 @@ def test_an_environment_judges_and_its_exceptions_are_feedback(tmp_path: Path) -
     assert "the sandbox fell over" in student.prompts["reflector"][1]
     assert "Answer (not judged)" in student.prompts["reflector"][1]
     with pytest.raises(TaskError, match="gives a score"):
-        play(tmp_path / "x", student, config(), work_of(3), score=by_environment(lambda prompt, answer: "good"))
+        play(
+            tmp_path / "x", student, config(), work_of(3), score=by_environment(lambda prompt, answer: "good")
+        )
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), -float("inf")])
@@ -173,7 +185,9 @@ def test_without_labels_the_reflector_does_not_see_the_right_answer(tmp_path: Pa
     async def silent(prompt: Prompt, answer: str) -> Feedback:
         return Feedback(float(answer == prompt.answer), "right" if answer == prompt.answer else "wrong")
 
-    work = as_work([Prompt(id=p.id, text=p.text, answer=f"ANSWER{p.answer}", task="t") for p in RULES.prompts(6, 1)])
+    work = as_work(
+        [Prompt(id=p.id, text=p.text, answer=f"ANSWER{p.answer}", task="t") for p in RULES.prompts(6, 1)]
+    )
     for labels in (True, False):
         student = Moody(RULES, reveal=0.0, keep=True)
         play(tmp_path / str(labels), student, config(labels=labels), work, score=silent)
@@ -241,7 +255,9 @@ def test_many_agents_ask_many_times_at_once(tmp_path: Path, monkeypatch: pytest.
     prompts = RULES.prompts(12, 1)
     _, log, run = play_agent(tmp_path, settings, as_work(prompts), chat, journal=tmp_path)
     assert len(log.deltas) == 12
-    assert sorted(chat.keys) == sorted(f"0/{n}/generate/{turn}/{k}" for n in range(12) for turn in (0, 1) for k in range(3))
+    assert sorted(chat.keys) == sorted(
+        f"0/{n}/generate/{turn}/{k}" for n in range(12) for turn in (0, 1) for k in range(3)
+    )
     assert run.samples[0][1]["completion"].startswith("['0', '1', '2']")
     assert run.last("cost/generator_calls") == 72
 
@@ -262,7 +278,9 @@ async def _nothing(*_: Any) -> None:
     return None
 
 
-def test_an_agent_that_raises_is_a_sample_without_a_reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_agent_that_raises_is_a_sample_without_a_reply(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def agent(question: str, playbook: str, ask: Ask) -> str:
         if "Task 1-2." in question:
             raise KeyError("tool")
@@ -273,7 +291,9 @@ def test_an_agent_that_raises_is_a_sample_without_a_reply(tmp_path: Path, monkey
     assert [(d.sample or {})["failed"] for d in log.deltas] == [False, False, True, False, False]
     assert "The agent ended with KeyError: 'tool'" in run.samples[2][1]["failure"]
     settings = agent_config(monkeypatch, lambda *_: 1 / 0, max_failures=2)
-    with pytest.raises(ChatError, match="2 samples in a row got no reply; the last: The agent ended with ZeroDivision"):
+    with pytest.raises(
+        ChatError, match="2 samples in a row got no reply; the last: The agent ended with ZeroDivision"
+    ):
         play_agent(tmp_path / "all", settings, work_of(5))
 
 
@@ -290,11 +310,14 @@ def test_an_evaluation_is_paired(tmp_path: Path) -> None:
     assert found.with_playbook.mean == sum(a for a, _ in found.outcomes) / 30 > 0.8
     assert found.account.calls == 60 == len({call.key for call in chat.log})
     assert set(chat.calls) == {"generator"}
-    poison = Moody(RULES, spoil=lambda call, number: no_reply(call) if call.key == "eval/with/3/answer" else None)
+    poison = Moody(
+        RULES, spoil=lambda call, number: no_reply(call) if call.key == "eval/with/3/answer" else None
+    )
     worse = evaluate(book, RULES.prompts(30, 8), config(), roles=roles(poison), score=judge)
     assert worse.with_playbook.mean == pytest.approx(found.with_playbook.mean - 1 / 30)
+    silent = Moody(RULES, spoil=lambda call, number: no_reply(call))
     with pytest.raises(ChatError, match="5 held-out prompts in a row got no reply"):
-        evaluate(Playbook(), RULES.prompts(5, 8), config(), roles=roles(Moody(RULES, spoil=lambda c, n: no_reply(c))), score=judge)  # fmt: skip
+        evaluate(Playbook(), RULES.prompts(5, 8), config(), roles=roles(silent), score=judge)
 
 
 def test_quarantined_bullets_do_not_answer(tmp_path: Path) -> None:

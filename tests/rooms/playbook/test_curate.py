@@ -16,7 +16,12 @@ from postgrad.playbook.roles import RequestedOperation
 from postgrad.playbook.view import View, advance, line
 
 FORMULAS = "FORMULAS & CALCULATIONS"
-TEXTS = ["Round to 2 decimals at the end.", "Give results with 2 decimals at the end.", "Paginate until empty.", "Be brief."]
+TEXTS = [
+    "Round to 2 decimals at the end.",
+    "Give results with 2 decimals at the end.",
+    "Paginate until empty.",
+    "Be brief.",
+]
 
 
 def count(text: str) -> int:
@@ -49,7 +54,13 @@ def decided(
     **options: Any,
 ) -> Decision:
     return decide(
-        book, book if seen is None else seen, index_of(book), tags or {}, requests, LearnConfig(**options), count
+        book,
+        book if seen is None else seen,
+        index_of(book),
+        tags or {},
+        requests,
+        LearnConfig(**options),
+        count,
     )
 
 
@@ -167,7 +178,9 @@ def test_a_conflict_blocks_a_merge(first: str, second: str, reason: str) -> None
 
 
 def test_what_has_helped_more_than_harmed_is_not_retired() -> None:
-    assert "has helped more often (2) than harmed (1)" in decided(asked("RETIRE", id=D), book=HELPED).refused[0]
+    assert (
+        "has helped more often (2) than harmed (1)" in decided(asked("RETIRE", id=D), book=HELPED).refused[0]
+    )
     assert "(1) than harmed (0)" in decided(asked("RETIRE", id=D), tags={D: "helpful"}).refused[0]
     even = decided(asked("RETIRE", id=D), book=HELPED, tags={D: "harmful"})
     assert even.operations == [Tag(D, harmful=1), Retire(D, "no reason given")]
@@ -175,7 +188,10 @@ def test_what_has_helped_more_than_harmed_is_not_retired() -> None:
 
 def test_ids_that_were_merged_away_stand_for_what_they_became() -> None:
     decision = decided(
-        asked("UPDATE", id=B, content="Round to 2 decimals."), book=MERGED, seen=BOOK, tags={B: "helpful", A: "harmful"}
+        asked("UPDATE", id=B, content="Round to 2 decimals."),
+        book=MERGED,
+        seen=BOOK,
+        tags={B: "helpful", A: "harmful"},
     )
     assert decision.operations == [Tag(A, helpful=1), Update(A, "Round to 2 decimals.")]
     again = decided(asked("MERGE", ids=[A, B]), asked("RETIRE", id=B), book=MERGED, seen=BOOK)
@@ -194,7 +210,9 @@ def test_a_text_that_was_not_seen_is_not_overwritten() -> None:
 
 
 def test_tags_count_once_and_only_for_what_is_there() -> None:
-    decision = decided(tags={A: "helpful", B: "neutral", "calc-00077": "helpful", "api_key=abcdef1234": "harmful"})
+    decision = decided(
+        tags={A: "helpful", B: "neutral", "calc-00077": "helpful", "api_key=abcdef1234": "harmful"}
+    )
     assert decision.operations == [Tag(A, helpful=1)]
     assert len(decision.refused) == 2
     assert "abcdef1234" not in str(decision.refused)
@@ -227,7 +245,9 @@ WORDS = st.sampled_from(
     ["Round to 2 decimals.", "round to 2 decimals", "Round to 3.", "Always stop.", "Never stop.", "", "x" * 900, "## A",
      "[calc-00001] x", "Use read_page()", "Be brief.", "a\nb", "two helpful=1 :: b"]
 )  # fmt: skip
-IDS = st.sampled_from([*(f"calc-{n:05d}" for n in range(1, 12)), "misc-00003", "[calc-00002]", "", "nonsense"])
+IDS = st.sampled_from(
+    [*(f"calc-{n:05d}" for n in range(1, 12)), "misc-00003", "[calc-00002]", "", "nonsense"]
+)
 REQUESTS = st.builds(
     RequestedOperation,
     type=st.sampled_from(["ADD", "UPDATE", "MERGE", "RETIRE"]),
@@ -242,7 +262,11 @@ STEPS = st.lists(st.tuples(st.lists(REQUESTS, max_size=8), TAGS, st.integers(0, 
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(steps=STEPS, budget=st.sampled_from([64, 120, 4000]), quarantine=st.sampled_from(["off", "off", "approve"]))
+@given(
+    steps=STEPS,
+    budget=st.sampled_from([64, 120, 4000]),
+    quarantine=st.sampled_from(["off", "off", "approve"]),
+)
 def test_whatever_a_curator_asks_for_can_be_done(steps: Any, budget: int, quarantine: str) -> None:
     config = LearnConfig(budget_tokens=budget, quarantine=quarantine)  # type: ignore[arg-type]
     books, view, refiner = [BOOK], View(), Refiner(Index())

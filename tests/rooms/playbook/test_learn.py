@@ -118,7 +118,9 @@ def by_hand(student: Student, prompts: list[Prompt], rounds: int) -> tuple[Playb
         book = fold(deltas)
         view = advance(view, book, 16_384, student.count_tokens)
         question = prompt.text or ""
-        reply = ask(f"0/{number}/generate/0", "generator", generator_messages(told["generator"], view.text, question))
+        reply = ask(
+            f"0/{number}/generate/0", "generator", generator_messages(told["generator"], view.text, question)
+        )
         right.append(reply["final_answer"] == prompt.answer)
         correct, text, tags = right[-1], "", dict[str, str]()
         for turn in range(1, 2 if correct else rounds + 1):
@@ -155,10 +157,10 @@ def by_hand(student: Student, prompts: list[Prompt], rounds: int) -> tuple[Playb
         )
         asked = ask(f"0/{number}/curate", "curator", messages)["operations"]
         done: list[Any] = [Tag(id, **{tag: 1}) for id, tag in tags.items()]
-        for one in asked:
-            done.append(
-                Add(one["section"], one["content"]) if one["type"] == "ADD" else Update(one["id"], one["content"])
-            )
+        done += [
+            Add(one["section"], one["content"]) if one["type"] == "ADD" else Update(one["id"], one["content"])
+            for one in asked
+        ]
         deltas.append(Delta(tuple(done)))
     book = fold(deltas)
     return book, advance(view, book, 16_384, student.count_tokens).text, right
@@ -182,7 +184,7 @@ def test_a_window_of_one_is_the_papers_loop(tmp_path: Path) -> None:
 # -- kill and resume -----------------------------------------------------------------------------------------
 
 
-class Kill(Exception):
+class KillError(Exception):
     """Ends a session as a kill would, as far as files go."""
 
 
@@ -214,12 +216,14 @@ def test_a_run_that_is_killed_anywhere_ends_as_if_nothing_had_been(
         paid: list[str] = []
 
         def kill(call: Call, number: int, at: int = at) -> Exception | None:
-            return Kill() if number == at else None
+            return KillError() if number == at else None
 
         first = Moody(RULES, mislead=0.1, reveal=0.7, jitter_s=0.002, jitter_seed=at, spoil=kill)
-        with pytest.raises(Kill):
+        with pytest.raises(KillError):
             play(folder, first, settings, work, journal=folder, run=run)
-        paid += [json.loads(row)["key"] for row in (folder / "calls-generator.jsonl").read_text().splitlines()]
+        paid += [
+            json.loads(row)["key"] for row in (folder / "calls-generator.jsonl").read_text().splitlines()
+        ]
         second = Moody(RULES, mislead=0.1, reveal=0.7, jitter_s=0.002, jitter_seed=-at)
         # As the command does: what is later than the log is forgotten.
         log = PlaybookLog(folder / "playbook.jsonl")
@@ -238,7 +242,9 @@ def test_a_run_that_is_killed_anywhere_ends_as_if_nothing_had_been(
 def test_a_session_that_is_done_does_nothing_more(tmp_path: Path) -> None:
     settings = config(mode="offline", validation_samples=4)
     book, log, _ = play(tmp_path, Student(RULES), settings, work_of(6, 4))
-    again, after, run = play(tmp_path, Moody(RULES, spoil=lambda call, n: no_reply(call)), settings, work_of(6, 4))
+    again, after, run = play(
+        tmp_path, Moody(RULES, spoil=lambda call, n: no_reply(call)), settings, work_of(6, 4)
+    )
     assert again == book
     assert len(after.deltas) == len(log.deltas)
     assert run.rows  # what a run without them would get again
@@ -281,7 +287,9 @@ def test_a_server_that_dies_costs_no_sample(window: int, tmp_path: Path) -> None
         return no_reply(call) if number > 40 else None
 
     student = Moody(RULES, spoil=dies)
-    with pytest.raises(ChatError, match=r"3 samples in a row got no reply; the last: no reply to .*\n.*--resume") as e:
+    with pytest.raises(
+        ChatError, match=r"3 samples in a row got no reply; the last: no reply to .*\n.*--resume"
+    ) as e:
         play(tmp_path / "it", student, settings, work_of(20), journal=tmp_path / "it")
     log = PlaybookLog(tmp_path / "it" / "playbook.jsonl")
     assert 0 < len(log.deltas) < 20
@@ -339,11 +347,14 @@ def test_the_last_sample_of_all_cannot_block_its_run_for_ever(tmp_path: Path) ->
 @pytest.mark.parametrize("role", ["generator", "reflector", "curator"])
 @pytest.mark.parametrize("reply", ["", "no JSON", '{"a": 1}', "[1]", '{"operations": [{"type": "DROP"}]}'])
 def test_replies_that_cannot_be_read_are_asked_for_again(role: str, reply: str, tmp_path: Path) -> None:
-    once = Moody(RULES, spoil=lambda c, n: reply if c.role == role and c.key.startswith("0/2/") and "repair" not in c.key else None)  # fmt: skip
+    def spoil(call: Call, number: int) -> str | None:
+        return reply if call.role == role and call.key.startswith("0/2/") else None
+
+    once = Moody(RULES, spoil=lambda call, number: None if "repair" in call.key else spoil(call, number))
     _, log, _ = play(tmp_path / "once", once, config(window=2), work_of(5))
     assert [bool((d.sample or {})["problems"]) for d in log.deltas] == [False, False, True, False, False]
     assert any("/repair1" in call.key for call in once.log)
-    always = Moody(RULES, spoil=lambda c, n: reply if c.role == role and c.key.startswith("0/2/") else None)
+    always = Moody(RULES, spoil=spoil)
     _, log, run = play(tmp_path / "always", always, config(window=2, repairs=1), work_of(5))
     record = log.deltas[2].sample or {}
     assert record["problems"] >= 2
@@ -464,7 +475,9 @@ def test_one_huge_bullet_does_not_drive_out_all_others(tmp_path: Path) -> None:
     class Boaster(Moody):
         def curator(self, text: str, rng: random.Random) -> dict[str, Any]:
             found = super().curator(text, rng)
-            found["operations"].append({"type": "ADD", "section": "OTHERS", "content": f"{rng.random()} " + "blah " * 300})
+            found["operations"].append(
+                {"type": "ADD", "section": "OTHERS", "content": f"{rng.random()} " + "blah " * 300}
+            )
             return found
 
     settings = config(budget_tokens=400, reflection_rounds=1)
@@ -483,7 +496,9 @@ def _roles(student: Student) -> Any:
 
 
 def validations(log: PlaybookLog) -> list[dict[str, Any]]:
-    return [delta.sample["validation"] for delta in log.deltas if delta.sample and "validation" in delta.sample]
+    return [
+        delta.sample["validation"] for delta in log.deltas if delta.sample and "validation" in delta.sample
+    ]
 
 
 def test_the_best_version_is_kept_and_a_ruinous_curator_ruins_nothing(tmp_path: Path) -> None:
@@ -493,7 +508,9 @@ def test_the_best_version_is_kept_and_a_ruinous_curator_ruins_nothing(tmp_path: 
                 return super().curator(text, rng)
             playbook = text.partition("Playbook:\n")[2].partition("\nTask:")[0]
             ids = [row[1:].partition("]")[0] for row in playbook.splitlines() if row.startswith("[")]
-            return {"operations": [{"type": "UPDATE", "id": id, "content": f"ruin {id[-3:]}"} for id in ids[:12]]}
+            return {
+                "operations": [{"type": "UPDATE", "id": id, "content": f"ruin {id[-3:]}"} for id in ids[:12]]
+            }
 
     settings = config(mode="offline", validate_every=5, validation_samples=12, reflection_rounds=1, window=2)
     book, log, run = play(tmp_path, Ruin(RULES, reveal=1.0), settings, work_of(60, 12))
@@ -503,9 +520,11 @@ def test_the_best_version_is_kept_and_a_ruinous_curator_ruins_nothing(tmp_path: 
     best = max(one["accuracy"] for one in found)
     assert best > 0.8 > 0.3 > found[-1]["accuracy"]
     assert log.playbook.marks[BEST][1] == best
-    assert evaluate(book, RULES.prompts(12, 2), settings, roles=_roles(Student(RULES)), score=judge).with_playbook.mean == best  # fmt: skip
+    again = evaluate(book, RULES.prompts(12, 2), settings, roles=_roles(Student(RULES)), score=judge)
+    assert again.with_playbook.mean == best
     assert run.last("validation/best_accuracy") == best
-    versions = [n for n, d in enumerate(log.deltas, 1) if d.sample and d.sample.get("validation", {}).get("accuracy") == best]  # fmt: skip
+    samples = [delta.sample or {} for delta in log.deltas]
+    versions = [n for n, one in enumerate(samples, 1) if one.get("validation", {}).get("accuracy") == best]
     assert log.playbook.marks[BEST][0] == versions[0]
 
 
@@ -517,7 +536,9 @@ class Poisoner(Moody):
         number = int(text.rpartition("Task 1-")[2].partition(".")[0])
         if number // 4 % 2:
             lies = [f"{word} counts {value + 1}" for word, value in sorted(self.rules.values.items())]
-            found["operations"] = [{"type": "ADD", "section": "OTHERS", "content": rng.choice(lies)} for _ in range(4)]
+            found["operations"] = [
+                {"type": "ADD", "section": "OTHERS", "content": rng.choice(lies)} for _ in range(4)
+            ]
         return found
 
 
