@@ -157,11 +157,11 @@ def _shown(text: str) -> str:
 
 def _kept(text: str) -> str:
     kept: list[str] = []
-    marks = 0
+    marks = _MAX_MARKS  # of a line's beginning there is no letter that could bear one
     for character in text:
         if character in _LINE_BREAKS:
             kept.append("\n")
-            marks = 0
+            marks = _MAX_MARKS
             continue
         kind = unicodedata.category(character)
         if kind == "Zs" or character == "\t":
@@ -231,8 +231,10 @@ def clean_section(name: object, known: tuple[str, ...]) -> str:
     """
     if not isinstance(name, str):
         raise RefusalError(f"a section's name is a {type(name).__name__}, not text")
-    shown = visible(name[: 10 * MAX_SECTION_CHARACTERS].upper()).replace("\\N", " ").replace("\\n", " ")
-    shown = " ".join(re.sub(r"[][(){}<>|_]|::", " ", shown).split()).strip("#:=*- ")
+    shown = name[: 10 * MAX_SECTION_CHARACTERS]
+    for _ in range(4):
+        shown = visible(shown.upper()).replace("\\n", " ").replace("\\N", " ")
+        shown = " ".join(re.sub(r"[][(){}<>|_]|::", " ", shown).split()).strip("#:=*- ")
     if not shown or len(shown) > MAX_SECTION_CHARACTERS:
         raise RefusalError(f"a section named {name[:80]!r}")
 
