@@ -1,15 +1,15 @@
 """How much of a prompt a prefix cache keeps from one call of a role to the next, with our layout and with the authors'.
 
 The stream: 200 steps of made-up text, the same playbook states and tasks for both layouts. Questions have about 100 tokens,
-reflections about 250, bullets about 45 with id and section (as in the authors' published playbook); each step adds bullets
-until the playbook has about 10,000 tokens, tags three bullets, and one step in ten updates one. A token is four characters. Of
-the first calls of consecutive samples the share of characters is taken that a prompt has in common, from its beginning, with the
-prompt of the same role before it (`ops.shared_prefix_fraction`). `new at least` is what no layout can keep: question, reflection
-and lines that were not there before.
+reflections about 250, bullets about 45 with id and section (as in the authors' published playbook); each step adds bullets until
+the playbook has grown by about 10,000 tokens, from none or from 18,000, tags three bullets, and one step in ten updates one. A
+token is four characters. Of the first calls of consecutive samples the share of characters is taken that a prompt has in common,
+from its beginning, with the prompt of the same role before it (`ops.shared_prefix_fraction`). `new at least` is what no layout
+can keep: question, reflection and lines that were not there before.
 
 Ours: the room's own prompts and views. The authors' layout is re-enacted: one message by a template; the Generator's with
-instructions, playbook, reflection, question and context; the Curator's with budget, step and statistics, reflection, playbook and
-question; the playbook grouped by section, each bullet with its id and counters. The wording is ours, as long as theirs.
+instructions, playbook, reflection, question and context; the Curator's with budget, step and statistics, reflection, playbook
+and question; the playbook grouped by section, each bullet with its id and counters. The wording is ours, as long as theirs.
 
     python benchmarks/playbook_prefix.py [--quick] [--steps 200]
 """
@@ -20,6 +20,7 @@ import argparse
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from _common import finish, print_table
 from postgrad.core.types import Message
@@ -29,9 +30,12 @@ from postgrad.playbook.roles import curator_messages, generator_messages, instru
 from postgrad.playbook.text import format_text
 from postgrad.playbook.view import View, advance
 
-BUDGET, FULL = 16_384, 10_000
+BUDGET, BULLET = 32_768, 45
+LARGE = 18_000, 28_000
+"""Tokens; the paper's own context had 18,282 when it collapsed."""
 BAR = 0.95
 ROLES = ("generator", "curator")
+WHO = ("ours", "authors")
 _INSTRUCTIONS = 2_000
 """Characters of the authors' instructions before the playbook, about."""
 
@@ -89,6 +93,60 @@ def authors(role: str, book: Playbook, question: str, reflection: str, number: i
     )
 
 
+@dataclass(frozen=True)
+class Stream:
+    """What was measured of one stream.
+
+    Attributes:
+        shares: (whose layout, role) → share of the prompts.
+        new: role → share that no layout can keep.
+        tokens: (whose layout, role) → mean length of a prompt.
+    """
+
+    shares: dict[tuple[str, str], float]
+    new: dict[str, float]
+    tokens: dict[tuple[str, str], float]
+
+
+def measure(steps: int, start: int, most: int) -> Stream:
+    """A stream that begins with a playbook of `start` tokens and ends with one of about `most`."""
+    rng = random.Random(0)
+    told = {role: instructions(role) for role in ROLES}
+    sections = list(SECTIONS)
+    first = [Add(rng.choice(sections), words(rng, 36)) for _ in range(round(start / BULLET))]
+    book = fold([Delta(tuple(first))])
+    view, text, reflection = advance(View(), book, BUDGET, count), "", ""
+    prompts: dict[tuple[str, str], list[str]] = {(who, role): [] for who in WHO for role in ROLES}
+    new = dict.fromkeys(ROLES, 0)
+    for number in range(1, steps + 1):
+        question, found = words(rng, 100), words(rng, 250)
+        view = advance(view, book, BUDGET, count)
+        least = len(view.text) - len(text) + len(question) if text else len(question)
+        new = {"generator": new["generator"] + least, "curator": new["curator"] + least + len(found)}
+        text = view.text
+        ours = generator_messages(told["generator"], text, question)
+        prompts["ours", "generator"].append(joined(ours))
+        prompts["authors", "generator"].append(
+            authors("generator", book, question, reflection, number, steps)
+        )
+        ours = curator_messages(
+            told["curator"], text, question, found, tokens=count(text), budget_tokens=BUDGET
+        )
+        prompts["ours", "curator"].append(joined(ours))
+        prompts["authors", "curator"].append(authors("curator", book, question, found, number, steps))
+        reflection = found
+        book = fold([step(book, rng, (most - start) / BULLET / steps)], book)
+    print(
+        f"{steps} steps from {start:,} tokens: at the end {len(book)} bullets, {count(view.text):,} tokens, "
+        f"{view.num_rewrites} rewrites of the view"
+    )
+    return Stream(
+        {key: shared_prefix_fraction(texts) for key, texts in prompts.items()},
+        {role: new[role] / sum(map(len, prompts["ours", role])) for role in ROLES},
+        {key: sum(map(count, texts)) / steps for key, texts in prompts.items()},
+    )
+
+
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(
@@ -97,77 +155,35 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the same: it takes seconds")
     parser.add_argument("--steps", type=int, default=200)
     steps = parser.parse_args().steps
-    rng = random.Random(0)
-    told = {role: instructions(role) for role in ROLES}
-    book, view = Playbook(), View()
-    prompts: dict[tuple[str, str], list[str]] = {
-        (who, role): [] for who in ("ours", "authors") for role in ROLES
-    }
-    reflection, text = "", ""
-    new = dict.fromkeys(ROLES, 0)
-    for number in range(1, steps + 1):
-        question = words(rng, 100)
-        view = advance(view, book, BUDGET, count)
-        found = words(rng, 250)
-        least = len(view.text) - len(text) + len(question)
-        new = {"generator": new["generator"] + least, "curator": new["curator"] + least + len(found)}
-        text = view.text
-        prompts["ours", "generator"].append(
-            joined(generator_messages(told["generator"], view.text, question))
-        )
-        prompts["authors", "generator"].append(
-            authors("generator", book, question, reflection, number, steps)
-        )
-        tokens = count(view.text)
-        messages = curator_messages(
-            told["curator"], view.text, question, found, tokens=tokens, budget_tokens=BUDGET
-        )
-        prompts["ours", "curator"].append(joined(messages))
-        prompts["authors", "curator"].append(authors("curator", book, question, found, number, steps))
-        reflection = found
-        book = fold([step(book, rng, FULL / 45 / steps)], book)
-    shares = {key: shared_prefix_fraction(texts) for key, texts in prompts.items()}
-    rows = [
+    streams = {"from nothing": measure(steps, 0, 10_000), "from the paper's size": measure(steps, *LARGE)}
+    rows: list[list[object]] = [
         [
-            role,
-            shares["ours", role],
-            shares["authors", role],
-            new[role] / sum(map(len, prompts["ours", role])),
-            sum(map(count, prompts["ours", role])) / steps,
-            sum(map(count, prompts["authors", role])) / steps,
+            f"{role}, {name}",
+            *(stream.shares[who, role] for who in WHO),
+            stream.new[role],
+            *(stream.tokens[who, role] for who in WHO),
         ]
+        for name, stream in streams.items()
         for role in ROLES
     ]
-    lines = [count(line) for line in view.text.split("\n")]
-    print(
-        f"{steps} steps; at the end {len(book)} bullets of {sum(lines) / len(lines):.0f} tokens with id and section, "
-        f"{count(view.text):,} tokens, {view.num_rewrites} rewrites of the view"
-    )
-    header = [
-        "first calls of samples",
-        "ours",
-        "authors' layout",
-        "new at least",
-        "tokens, ours",
-        "tokens, authors'",
-    ]
-    print_table("Share of a prompt that is the beginning of the one before it", header, rows)
-    ours = min(shares["ours", role] for role in ROLES)
-    theirs = max(shares["authors", role] for role in ROLES)
-    print(
-        f"\nbar: at least {BAR} in both roles; computed anew: {1 - ours:.3f} of a prompt against {1 - theirs:.3f}"
-    )
-    by_role = [(1 - shares["authors", role]) / (1 - shares["ours", role]) for role in ROLES]
+    header = ["", "ours", "authors' layout", "new at least", "tokens, ours", "tokens, authors'"]
+    print_table(f"Share of a prompt that is the beginning of the one before it (bar: {BAR})", header, rows)
+    first = streams["from nothing"]
+    ours, theirs = (first.shares[who, "generator"] for who in WHO)
     finish(
         "playbook_prefix",
         ours,
         theirs,
-        "share of a prompt in the cache",
-        min(by_role),
-        [min(by_role), max(by_role)],
+        "share of a Generator's prompt that is the beginning of the one before it",
+        ours / theirs,
+        (None, None),
         bar=BAR,
-        ratio_is="characters to compute anew, theirs over ours",
-        shares={f"{who} {role}": value for (who, role), value in shares.items()},
+        shares={
+            f"{who} {role}, {name}": stream.shares[who, role]
+            for name, stream in streams.items()
+            for who in WHO
+            for role in ROLES
+        },
     )
 
 

@@ -245,11 +245,13 @@ def rewrite_report(run: Run) -> Path:
         )
     last = {key: next((v for v in reversed(values) if v is not None), None) for key, values in series.items()}
     rows = [row for row in run.metrics() if row.get("validation/accuracy") is not None]
-    headlines = [Headline("bullets", f"{last.get('playbook/bullets') or 0:.0f}")]
+    headlines = [Headline("bullets at the end", f"{last.get('playbook/bullets') or 0:.0f}")]
     if rows:
         best = max(rows, key=lambda row: row["validation/accuracy"])
+        words = f"With the playbook as it began, then with the best version, after {best['step']} samples"
+        interval = _interval(rows[0]), _interval(best)
         headlines.insert(
-            0, Headline("held-out prompts answered rightly", before=_interval(rows[0]), after=_interval(best))
+            0, Headline("held-out prompts answered rightly", "", words, before=interval[0], after=interval[1])
         )
     elif last.get("learn/accuracy_recent") is not None:
         headlines.insert(0, Headline("right at first, last 50", f"{last['learn/accuracy_recent']:.1%}"))
