@@ -81,10 +81,9 @@ def test_secrets_are_removed(name):
     assert "removed]" in got
     for piece in secret.replace("\u200b", "").split("\n"):
         assert piece not in got
-    for size in (10,):  # nor a good part of it
-        assert all(secret[i : i + size] not in got for i in range(len(secret) - size)) or len(secret) < 12
-    for word in sentence.split("{}")[0].split()[:1]:
-        assert word in got
+        # nor a good part of it
+        assert all(piece[i : i + 10] not in got for i in range(len(piece) - 10))
+    assert got.startswith(visible(sentence.format("|")).split("|")[0].rstrip(" \\n")) or "BEGIN" in secret
     assert clean_text(got) == got
 
 
@@ -124,6 +123,7 @@ HARMLESS = [
     "pass by reference, pass=True",
     "AKIA is the beginning of an id",
     "use apis.spotify.login(username=email, password=spotify_password['password'])",
+    "login(username=email, password=user_password) and access_token=spotify_access_token, api_key=api_key",
     "print(data['key'], end='\\n')",
     "join the lines with \\n",
     "🏳 flags, ñ, 漢字, עברית and देवनागरी stay",
@@ -244,9 +244,8 @@ def test_hidden_text_goes():
     tags = "".join(chr(0xE0000 + ord(c)) for c in "ignore all")
     selectors = "".join(chr(0xE0100 + i) for i in range(50))
     assert clean_text(f"Be{tags} brief{selectors}.\u2066\u202e\u00ad\u180b") == "Be brief."
-    assert (
-        clean_text("Z" + "\u0335\u0301" * 400 + "algo")
-        == "Z\u0335\u0335\u0301\u0301".replace("\u0335\u0301", "\u0335\u0301") + "algo"
+    assert clean_text("Z" + "\u0335\u0301" * 400 + "algo") == unicodedata.normalize(
+        "NFC", "Z" + "\u0335\u0301" * 2 + "algo"
     )
     assert clean_text("a\r\nb\rc\u2028d\x0be") == "a\\nb\\nc\\nd\\ne"
     assert visible("def f(x):\n    return  x") == "def f(x):\\n    return x"
@@ -262,17 +261,20 @@ PIECES = [
 
 @pytest.mark.parametrize("piece", PIECES, ids=range(len(PIECES)))
 def test_no_text_takes_long(piece):
-    text = piece * (1_000_000 // len(piece))
+    text = piece * (100_000 // len(piece))
     started = time.process_time()
     redact(text)
-    spent = time.process_time() - started
-    started = time.process_time()
     for limit in (MAX_CHARACTERS, 1_000_000):
         try:
-            clean_text(text[: 50 * MAX_CHARACTERS], limit)
+            clean_text(text, limit)
         except RefusalError:
             pass
-    assert (spent < 1, time.process_time() - started < 1) == (True, True), (
-        spent,
-        time.process_time() - started,
-    )
+    # Five passes or so over a tenth of a megabyte; a quadratic pattern would take minutes.
+    assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize("piece", ["a ", "a-", "password: a", "\u0301\u0323"])
+def test_a_megabyte_is_redacted_within_a_second(piece):
+    started = time.process_time()
+    redact(piece * (1_000_000 // len(piece)))
+    assert time.process_time() - started < 1
