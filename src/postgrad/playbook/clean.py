@@ -50,7 +50,7 @@ _SECRETS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("token", re.compile(_START + r"(?:gh[pousr]_|github_pat_|hf_|npm_)[A-Za-z0-9_]{20,}")),
     ("token", re.compile(_START + r"(?:gl(?:pat|dt|rt|ft|soat)-|pypi-)[A-Za-z0-9_-]{16,}")),
     ("token", re.compile(_START + r"x(?:ox[abeoprs]|app)-[A-Za-z0-9-]{10,}")),
-    ("token", re.compile(r"\bhooks\.slack\.com/services/[A-Za-z0-9/]{20,}")),
+    ("token", re.compile(r"\bhooks\.slack\.com/services/(?P<value>[A-Za-z0-9/]{20,})")),
     ("key", re.compile(_START + r"(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])")),
     ("key", re.compile(_START + r"(?:AIza[A-Za-z0-9_-]{30,}|ya29\.[A-Za-z0-9_-]{20,})")),
     ("key", re.compile(_START + r"SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}")),

@@ -365,7 +365,7 @@ FIELD = st.sampled_from(
 OP = st.sampled_from(["add", "update", "merge", "retire", "tag", "trust", "mark", "rollback", "delete"])
 
 
-@settings(QUICK, max_examples=400)
+@settings(QUICK, max_examples=150)
 @given(
     st.one_of(
         JUNK, st.builds(lambda row, op: {**row, "op": op}, st.dictionaries(FIELD, JUNK, max_size=5), OP)

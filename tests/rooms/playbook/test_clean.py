@@ -148,7 +148,7 @@ EACH = one_of_each_category()
 WILD = st.text(st.characters(codec=None) | st.sampled_from(EACH), max_size=40)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(WILD)
 @example("a\n\n\n")
 @example("e\u0344\u0344\u0344\u0344\u0344\u0344")
@@ -172,7 +172,7 @@ def test_cleaned_text_is_one_visible_line_and_stays(text):
     got.encode()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(WILD, st.sampled_from([(), ("FORMULAS & CALCULATIONS", "OTHERS")]))
 @example("ΐ straße ŉ", ())
 @example("C#", ())
@@ -261,7 +261,7 @@ PIECES = [
 
 @pytest.mark.parametrize("piece", PIECES, ids=range(len(PIECES)))
 def test_no_text_takes_long(piece):
-    text = piece * (100_000 // len(piece))
+    text = piece * (20_000 // len(piece))
     started = time.process_time()
     redact(text)
     for limit in (MAX_CHARACTERS, 1_000_000):
@@ -269,8 +269,8 @@ def test_no_text_takes_long(piece):
             clean_text(text, limit)
         except RefusalError:
             pass
-    # Five passes or so over a tenth of a megabyte; a quadratic pattern would take minutes.
-    assert time.process_time() - started < 1
+    # A quadratic pattern would take seconds, and minutes for a megabyte.
+    assert time.process_time() - started < 0.5
 
 
 @pytest.mark.parametrize("piece", ["a ", "a-", "password: a", "\u0301\u0323"])
