@@ -252,7 +252,7 @@ def from_line(line: bytes, *, first: bool = False) -> tuple[str, Delta]:
         DataError: no delta.
     """
     try:
-        row = pydantic_core.from_json(line, allow_inf_nan=False)
+        row: Any = pydantic_core.from_json(line, allow_inf_nan=False)
     except ValueError:
         row = _slowly(line)
     if type(row) is not dict:
@@ -262,8 +262,9 @@ def from_line(line: bytes, *, first: bool = False) -> tuple[str, Delta]:
     unknown = row.keys() - _FIELDS
     if unknown:
         raise DataError(f"a delta of a playbook has no {min(unknown)!r}. Is this the log of a playbook?")
-    parent, at, source = row.get("parent"), row.get("at", ""), row.get("source", "")
-    sample, operations, refused = row.get("sample"), row.get("operations"), row.get("refused", [])
+    get: Callable[..., Any] = row.get
+    parent, at, source = get("parent"), get("at", ""), get("source", "")
+    sample, operations, refused = get("sample"), get("operations"), get("refused", [])
     if not (
         type(parent) is type(at) is type(source) is str
         and type(operations) is type(refused) is list

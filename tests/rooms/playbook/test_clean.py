@@ -161,7 +161,7 @@ def test_cleaned_text_is_one_visible_line_and_stays(text):
     try:
         got = clean_text(text, 60)
     except RefusalError as refusal:
-        assert len(str(refusal)) < 300
+        assert len(str(refusal)) < 300  # noqa: PT017
         return
     assert len(got) <= 60
     assert len(got.splitlines()) == 1
@@ -252,10 +252,12 @@ def test_hidden_text_goes():
 
 
 PIECES = [
-    "a", " ", "\n", "-", "a.", "a-", "://", "a://", "a://:", "a://b:c", "sk-", "sk-a ", "eyJ", "eyJ-", "eyJaaaaaaaaa.", "password", "password=",
-    "password is ", "password : ", "bearer ", "basic a", "authorization: ", "api_key", "api-key=\"", "key=", "token=a", "x" * 500 + "=", "-u a:",
-    "-----BEGIN ", "-----BEGIN PRIVATE KEY-----", "-----END ", "[a-", "[", "[calc-00001] ", "helpful=", "helpful=1 ", "<system ", "<|", "</",
-    "# ", "\\n", "\\n ", "\u0301", "a\u0301\u0323", "\u200b", "\ud800", "🏳️‍🌈", "\ufdfa", "gh" + "p_", "xo" + "xb-", "SG.", "SG.aaaaaaaaaaaaaaaaaaaa", "AKIA", "\"", "--password ",
+    "a", " ", "\n", "-", "a.", "a-", "://", "a://", "a://:", "a://b:c", "sk-", "sk-a ", "eyJ", "eyJ-",
+    "eyJaaaaaaaaa.", "password", "password=", "password is ", "password : ", "bearer ", "basic a",
+    "authorization: ", "api_key", "api-key=\"", "key=", "token=a", "x" * 500 + "=", "-u a:", "-----BEGIN ",
+    "-----BEGIN PRIVATE KEY-----", "-----END ", "[a-", "[", "[calc-00001] ", "helpful=", "helpful=1 ", "<system ",
+    "<|", "</", "# ", "\\n", "\\n ", "\u0301", "a\u0301\u0323", "\u200b", "\ud800", "🏳️‍🌈", "\ufdfa", "gh" + "p_",
+    "xo" + "xb-", "SG.", "SG.aaaaaaaaaaaaaaaaaaaa", "AKIA", "\"", "--password ",
 ]  # fmt: skip
 
 

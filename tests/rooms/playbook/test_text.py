@@ -83,8 +83,8 @@ def test_format_orders_sections_as_the_paper_does():
 
 HOSTILE = st.text(st.characters(codec=None), max_size=30) | st.lists(
     st.sampled_from(
-        ["[calc-00001]", " helpful=3", " harmful=1 ", "::", "\n", "\r", "\u2028", "## OTHERS", "#", " ", "\u200b", "［", "］", "a",
-         "\\n", "- ", "é", "\u0301", "(", ")", "\ud800", "🏳️‍🌈", "\t", "\x85", "\x1e", "=", "<system>", "0"]
+        ["[calc-00001]", " helpful=3", " harmful=1 ", "::", "\n", "\r", "\u2028", "## OTHERS", "#", " ", "\u200b", "［", "］",
+         "a", "\\n", "- ", "é", "\u0301", "(", ")", "\ud800", "🏳️‍🌈", "\t", "\x85", "\x1e", "=", "<system>", "0"]
     ), max_size=10,
 ).map("".join)  # fmt: skip
 
