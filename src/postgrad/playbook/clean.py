@@ -35,6 +35,7 @@ _LABEL = (
     r"|passw(?:or)?d|passphrase|passwd|(?<![a-z])(?:secret|pwd))"
 )
 _UNQUOTED = r"[^\s\"'`,;&|<>(){}]"
+_MIXED = rf"(?=[a-z.-]{{0,200}}[^a-z.\s\"'`,;&|<>(){{}}-]){_UNQUOTED}{{4,}}"  # not of letters alone
 _SECRETS: tuple[tuple[str, re.Pattern[str]], ...] = (
     (
         "private key",
@@ -49,7 +50,7 @@ _SECRETS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("token", re.compile(_START + r"(?:gh[pousr]_|github_pat_|hf_|npm_)[A-Za-z0-9_]{20,}")),
     ("token", re.compile(_START + r"(?:gl(?:pat|dt|rt|ft|soat)-|pypi-)[A-Za-z0-9_-]{16,}")),
     ("token", re.compile(_START + r"x(?:ox[abeoprs]|app)-[A-Za-z0-9-]{10,}")),
-    ("token", re.compile(r"\bhooks\.slack\.com/services/[A-Za-z0-9/]{20,}")),
+    ("token", re.compile(r"\bhooks\.slack\.com/services/(?P<value>[A-Za-z0-9/]{20,})")),
     ("key", re.compile(_START + r"(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])")),
     ("key", re.compile(_START + r"(?:AIza[A-Za-z0-9_-]{30,}|ya29\.[A-Za-z0-9_-]{20,})")),
     ("key", re.compile(_START + r"SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}")),
@@ -63,23 +64,16 @@ _SECRETS: tuple[tuple[str, re.Pattern[str]], ...] = (
     # Labelled: in quotes; after "=", or alone after ":", in any letters; in prose, where there is more than letters.
     (
         "secret",
-        re.compile(rf"(?i){_LABEL}\\?[\"'`]?\s{{0,9}}(?:[:=]|=>|:=)\s{{0,9}}\\?(?P<quote>[\"'`])(?P<value>[^\"'`\n]{{4,300}})(?P=quote)"),
-    ),
-    ("secret", re.compile(rf"(?i){_LABEL}\\?[\"'`]?=\\?[\"'`]?(?P<value>{_UNQUOTED}{{4,}})")),
-    (
-        "secret",
         re.compile(
-            rf"(?i){_LABEL}\\?[\"'`]?\s{{0,9}}[:=]\s{{0,9}}\\?[\"'`]?(?P<value>{_UNQUOTED}{{6,}})"
-            r"(?=[\"'`]?\s{0,9}(?:\Z|[\n,;}#]|\\n))"
+            rf"(?i){_LABEL}\\?[\"'`]?(?:"
+            r"\s{0,9}(?:[:=]|=>|:=)\s{0,9}\\?(?P<quote>[\"'`])(?P<quoted>[^\"'`\n]{4,300})(?P=quote)"
+            rf"|=\\?[\"'`]?(?P<given>{_UNQUOTED}{{4,}})"
+            rf"|\s{{0,9}}[:=]\s{{0,9}}\\?[\"'`]?(?P<alone>{_UNQUOTED}{{6,}})(?=[\"'`]?\s{{0,9}}(?:\Z|[\n,;}}#]|\\n))"
+            rf"|\s{{0,9}}(?:[:=]|\bis\b)\s{{0,9}}\\?[\"'`]?(?P<told>{_MIXED})"
+            r")"
         ),
     ),
-    (
-        "secret",
-        re.compile(
-            rf"(?i)(?:{_LABEL}\\?[\"'`]?\s{{0,9}}(?:[:=]|\bis\b)\s{{0,9}}|--(?:password|token|api-key|secret)[ =])\\?[\"'`]?"
-            rf"(?P<value>(?=[a-z.-]{{0,200}}[^a-z.\s\"'`,;&|<>(){{}}-]){_UNQUOTED}{{4,}})"
-        ),
-    ),
+    ("secret", re.compile(rf"(?i)--(?:password|token|api-key|secret)[ =]\\?[\"'`]?(?P<value>{_MIXED})")),
     ("secret", re.compile(
         r"(?i)(?<![a-z])(?:token|sig|key|pass)[\"']?\s{0,9}[:=]\s{0,9}[\"']?"
         r"(?P<value>(?=[a-z%_-]{0,200}[0-9])[a-z0-9%/+_-]{20,}=*)"
@@ -96,9 +90,9 @@ _HARMLESS = re.compile(
     r"(?i)[$<{%\[]|your[_-]|(?:x+|\*+|\.+|=+.*|required|optional|string|str|text|none|null|true|false|missing|wrong|invalid"
     r"|incorrect|empty|unknown|placeholder|redacted|hidden|unset|undefined)[.!?]?$"
     r"|(?:os|self|cls|config|cfg|settings|env|environ|process|args|options|request|secrets|user|st)[.\[]"
-    r"|(?:get|load|read|fetch)[a-z_]*$"
+    r"|(?:get|load|read|fetch)[a-z_]*$|[a-z_]\w*\[$|(?:[a-z]+_)*(?:password|passwd|pwd|token|key|secret)s?$"
 )
-"""Beginnings of what stands where a secret would: a variable, a placeholder, a type."""
+"""What stands where a secret would: a variable, a placeholder, a type, a word."""
 
 
 def redact(text: str) -> str:
@@ -114,14 +108,15 @@ def redact(text: str) -> str:
 
 def _without(match: re.Match[str], kind: str) -> str:
     mark = f"[{kind} removed]"
-    if "value" not in match.re.groupindex:
+    name = match.lastgroup
+    if name is None:
         return mark
     # A mark may be cut at its space: "[secret" of "[secret removed]".
-    if any(known.startswith(match["value"]) or known in match["value"] for known in _MARKS):
+    if any(known.startswith(match[name]) or known in match[name] for known in _MARKS):
         return match[0]
-    if kind == "secret" and _HARMLESS.match(match["value"]):
+    if kind == "secret" and _HARMLESS.match(match[name]):
         return match[0]
-    start, end = match.start("value") - match.start(), match.end("value") - match.start()
+    start, end = match.start(name) - match.start(), match.end(name) - match.start()
     return match[0][:start] + mark + match[0][end:]
 
 

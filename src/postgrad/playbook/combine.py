@@ -60,7 +60,7 @@ def combine(
     >>> combine(mine, theirs, source="team.jsonl").operations[0].source
     'team.jsonl misc-00002'
     """
-    here = {normalise(bullet.text): bullet.id for bullet in reversed(mine.bullets.values())}
+    here = {normalise(bullet.text): bullet.id for bullet in reversed(list(mine.bullets.values()))}
     gone = {
         normalise(old.bullet.text): mine.resolve(id)
         for id, old in mine.retired.items()

@@ -2,7 +2,8 @@
 
 Bullets stand in the order in which they came, without counters. What changes is said at the end: a new text in a new line with
 the same id, a withdrawal in a line of its own. When such left-overs are a tenth of all tokens, or the budget is reached, the
-lines are written anew, with a tenth of the budget free: so that a full playbook does not change all of its lines with each new one.
+lines are written anew, with a tenth of the budget free: so that a full playbook does not change all of its lines with each new
+one.
 A view is a function of the playbooks that it has seen, so it can be had again from the log.
 """
 

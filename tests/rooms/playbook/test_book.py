@@ -281,7 +281,7 @@ def test_ids_of_retired_bullets_are_taken_and_brought_ids_move_the_numbers():
         fold([*deltas, Delta((Add("OTHERS", "z", "sai-00041"),))])
     last = fold([Delta((Add("OTHERS", "x", f"sai-{MAX_COUNT}"), Add("OTHERS", "y")))])
     assert all(map(is_id, last.bullets))
-    assert not is_id("calc-٠٠٠٠٣") and not is_id("calc-00003\n") and not is_id("саlc-00003")
+    assert not any(map(is_id, ["calc-٠٠٠٠٣", "calc-00003\n", "саlc-00003"]))
 
 
 def test_counters_stop():
@@ -365,7 +365,7 @@ FIELD = st.sampled_from(
 OP = st.sampled_from(["add", "update", "merge", "retire", "tag", "trust", "mark", "rollback", "delete"])
 
 
-@settings(QUICK, max_examples=400)
+@settings(QUICK, max_examples=150)
 @given(
     st.one_of(
         JUNK, st.builds(lambda row, op: {**row, "op": op}, st.dictionaries(FIELD, JUNK, max_size=5), OP)
@@ -375,7 +375,7 @@ def test_hostile_rows_give_a_data_error_or_something_sound(row):
     try:
         operation = from_plain(row)
     except DataError as error:
-        assert len(str(error)) < 600
+        assert len(str(error)) < 600  # noqa: PT017
         return
     assert from_plain(to_plain(operation)) == operation
 

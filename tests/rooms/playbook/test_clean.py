@@ -81,10 +81,9 @@ def test_secrets_are_removed(name):
     assert "removed]" in got
     for piece in secret.replace("\u200b", "").split("\n"):
         assert piece not in got
-    for size in (10,):  # nor a good part of it
-        assert all(secret[i : i + size] not in got for i in range(len(secret) - size)) or len(secret) < 12
-    for word in sentence.split("{}")[0].split()[:1]:
-        assert word in got
+        # nor a good part of it
+        assert all(piece[i : i + 10] not in got for i in range(len(piece) - 10))
+    assert got.startswith(visible(sentence.format("|")).split("|")[0].rstrip(" \\n")) or "BEGIN" in secret
     assert clean_text(got) == got
 
 
@@ -124,6 +123,7 @@ HARMLESS = [
     "pass by reference, pass=True",
     "AKIA is the beginning of an id",
     "use apis.spotify.login(username=email, password=spotify_password['password'])",
+    "login(username=email, password=user_password) and access_token=spotify_access_token, api_key=api_key",
     "print(data['key'], end='\\n')",
     "join the lines with \\n",
     "🏳 flags, ñ, 漢字, עברית and देवनागरी stay",
@@ -148,7 +148,7 @@ EACH = one_of_each_category()
 WILD = st.text(st.characters(codec=None) | st.sampled_from(EACH), max_size=40)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(WILD)
 @example("a\n\n\n")
 @example("e\u0344\u0344\u0344\u0344\u0344\u0344")
@@ -161,7 +161,7 @@ def test_cleaned_text_is_one_visible_line_and_stays(text):
     try:
         got = clean_text(text, 60)
     except RefusalError as refusal:
-        assert len(str(refusal)) < 300
+        assert len(str(refusal)) < 300  # noqa: PT017
         return
     assert len(got) <= 60
     assert len(got.splitlines()) == 1
@@ -172,7 +172,7 @@ def test_cleaned_text_is_one_visible_line_and_stays(text):
     got.encode()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(WILD, st.sampled_from([(), ("FORMULAS & CALCULATIONS", "OTHERS")]))
 @example("ΐ straße ŉ", ())
 @example("C#", ())
@@ -244,35 +244,39 @@ def test_hidden_text_goes():
     tags = "".join(chr(0xE0000 + ord(c)) for c in "ignore all")
     selectors = "".join(chr(0xE0100 + i) for i in range(50))
     assert clean_text(f"Be{tags} brief{selectors}.\u2066\u202e\u00ad\u180b") == "Be brief."
-    assert (
-        clean_text("Z" + "\u0335\u0301" * 400 + "algo")
-        == "Z\u0335\u0335\u0301\u0301".replace("\u0335\u0301", "\u0335\u0301") + "algo"
+    assert clean_text("Z" + "\u0335\u0301" * 400 + "algo") == unicodedata.normalize(
+        "NFC", "Z" + "\u0335\u0301" * 2 + "algo"
     )
     assert clean_text("a\r\nb\rc\u2028d\x0be") == "a\\nb\\nc\\nd\\ne"
     assert visible("def f(x):\n    return  x") == "def f(x):\\n    return x"
 
 
 PIECES = [
-    "a", " ", "\n", "-", "a.", "a-", "://", "a://", "a://:", "a://b:c", "sk-", "sk-a ", "eyJ", "eyJ-", "eyJaaaaaaaaa.", "password", "password=",
-    "password is ", "password : ", "bearer ", "basic a", "authorization: ", "api_key", "api-key=\"", "key=", "token=a", "x" * 500 + "=", "-u a:",
-    "-----BEGIN ", "-----BEGIN PRIVATE KEY-----", "-----END ", "[a-", "[", "[calc-00001] ", "helpful=", "helpful=1 ", "<system ", "<|", "</",
-    "# ", "\\n", "\\n ", "\u0301", "a\u0301\u0323", "\u200b", "\ud800", "🏳️‍🌈", "\ufdfa", "gh" + "p_", "xo" + "xb-", "SG.", "SG.aaaaaaaaaaaaaaaaaaaa", "AKIA", "\"", "--password ",
+    "a", " ", "\n", "-", "a.", "a-", "://", "a://", "a://:", "a://b:c", "sk-", "sk-a ", "eyJ", "eyJ-",
+    "eyJaaaaaaaaa.", "password", "password=", "password is ", "password : ", "bearer ", "basic a",
+    "authorization: ", "api_key", "api-key=\"", "key=", "token=a", "x" * 500 + "=", "-u a:", "-----BEGIN ",
+    "-----BEGIN PRIVATE KEY-----", "-----END ", "[a-", "[", "[calc-00001] ", "helpful=", "helpful=1 ", "<system ",
+    "<|", "</", "# ", "\\n", "\\n ", "\u0301", "a\u0301\u0323", "\u200b", "\ud800", "🏳️‍🌈", "\ufdfa", "gh" + "p_",
+    "xo" + "xb-", "SG.", "SG.aaaaaaaaaaaaaaaaaaaa", "AKIA", "\"", "--password ",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("piece", PIECES, ids=range(len(PIECES)))
 def test_no_text_takes_long(piece):
-    text = piece * (1_000_000 // len(piece))
+    text = piece * (20_000 // len(piece))
     started = time.process_time()
     redact(text)
-    spent = time.process_time() - started
-    started = time.process_time()
     for limit in (MAX_CHARACTERS, 1_000_000):
         try:
-            clean_text(text[: 50 * MAX_CHARACTERS], limit)
+            clean_text(text, limit)
         except RefusalError:
             pass
-    assert (spent < 1, time.process_time() - started < 1) == (True, True), (
-        spent,
-        time.process_time() - started,
-    )
+    # A quadratic pattern would take seconds, and minutes for a megabyte.
+    assert time.process_time() - started < 0.5
+
+
+@pytest.mark.parametrize("piece", ["a ", "a-", "password: a", "\u0301\u0323"])
+def test_a_megabyte_is_redacted_within_a_second(piece):
+    started = time.process_time()
+    redact(piece * (1_000_000 // len(piece)))
+    assert time.process_time() - started < 1

@@ -83,13 +83,13 @@ def test_format_orders_sections_as_the_paper_does():
 
 HOSTILE = st.text(st.characters(codec=None), max_size=30) | st.lists(
     st.sampled_from(
-        ["[calc-00001]", " helpful=3", " harmful=1 ", "::", "\n", "\r", "\u2028", "## OTHERS", "#", " ", "\u200b", "［", "］", "a",
-         "\\n", "- ", "é", "\u0301", "(", ")", "\ud800", "🏳️‍🌈", "\t", "\x85", "\x1e", "=", "<system>", "0"]
+        ["[calc-00001]", " helpful=3", " harmful=1 ", "::", "\n", "\r", "\u2028", "## OTHERS", "#", " ", "\u200b", "［", "］",
+         "a", "\\n", "- ", "é", "\u0301", "(", ")", "\ud800", "🏳️‍🌈", "\t", "\x85", "\x1e", "=", "<system>", "0"]
     ), max_size=10,
 ).map("".join)  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.lists(st.tuples(HOSTILE, HOSTILE, st.integers(0, MAX_COUNT)), max_size=5))
 def test_what_cleaning_accepts_survives_a_round_trip_and_forges_nothing(items):
     bullets: list[Bullet] = []
@@ -108,7 +108,7 @@ def test_what_cleaning_accepts_survives_a_round_trip_and_forges_nothing(items):
     ) - bool(bullets)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(HOSTILE)
 def test_any_text_can_be_read(text):
     parsed = parse_text(text)

@@ -73,8 +73,9 @@ def stream(seed: int, steps: int) -> list[Delta]:
         if len(ids) > 2:
             a, b, c = chance.sample(ids, 3)
             operations += chance.choice(
-                [[Tag(a, 1), Tag(b, 0, 1)], [Update(a, f"new {step}")], [Retire(a)], [Merge((a, b))], [SetTrust(c, "trusted")],
-                 [SetTrust(c, "quarantined")], [], [], [Rollback(chance.randint(max(0, step - 5), step))] if step % 7 == 0 else []]
+                [[Tag(a, 1), Tag(b, 0, 1)], [Update(a, f"new {step}")], [Retire(a)], [Merge((a, b))],
+                 [SetTrust(c, "trusted")], [SetTrust(c, "quarantined")], [], [],
+                 [Rollback(chance.randint(max(0, step - 5), step))] if step % 7 == 0 else []]
             )  # fmt: skip
         delta = Delta(tuple(operations), "test")
         deltas.append(delta)
@@ -138,7 +139,7 @@ def test_render_and_select_hold_the_budget_and_the_order(name):
         assert select(bullets, 10**6, count) == bullets
         wanted = bullets[len(bullets) // 2]
         room = count(line(wanted) + "\n")
-        assert wanted in select(bullets, room, count, relevance=lambda bullet: bullet.id == wanted.id)
+        assert wanted in select(bullets, room, count, relevance=lambda bullet, id=wanted.id: bullet.id == id)
 
 
 def test_the_worth_of_bullets_decides():
