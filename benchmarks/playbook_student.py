@@ -4,12 +4,14 @@ models gain.
 `_student.py` says what the student, its Reflector and its Curator do. Four ways of keeping what was learned, with the same
 tasks, the same Reflector and the same draws, over budgets of the context and over how often the Reflector misleads:
 
-    deltas       postgrad.playbook: small operations, copies dropped, lines that look alike shown to the Curator, least worthy retired
+    deltas       postgrad.playbook: small operations, copies dropped, lines that look alike shown to the Curator, the least worthy
+                 retired
     no de-dup    the same with refine = "off": copies stay, nothing is shown as alike
     append only  each insight is a new line; what does not fit the budget is cut off, the oldest first
     rewrite      the Curator writes the whole context anew after each sample, with the insight. It leaves out each line with
-                 probability .005; and, as the paper saw of a language model (18,282 tokens became 122 in one step), once the context
-                 is longer than three quarters of the budget it may at any step (probability .05) write a summary of five lines
+                 probability .005; and, as the paper saw of a language model (18,282 tokens became 122 in one step), once the
+                 context is longer than three quarters of the budget it may at any step (probability .05) write a summary of five
+                 lines
 
 What the rewriting Curator does is assumed, not measured; its two numbers stand above. Accuracy is on 100 further tasks that ask
 for the same rules, with the context at the end; "lowest" is the lowest of ten such measurements after half of the samples.

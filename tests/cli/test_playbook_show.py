@@ -22,7 +22,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         log.append(
             [Add("OTHERS", "Be brief."), Add("ABOUT SQL", "Quote names.", trust="quarantined")], source="t/0"
         )
-        log.append([Tag("misc-00001", helpful=2), Add("ABOUT SQL", "Use joins."), Mark("best", 0.5)], source="t/1")
+        log.append(
+            [Tag("misc-00001", helpful=2), Add("ABOUT SQL", "Use joins."), Mark("best", 0.5)], source="t/1"
+        )
         log.append([Add("OTHERS", "Be kind.", trust="quarantined")], source="t/2")
         log.append([Merge(("misc-00001", "about-00003"), "Be brief, use joins.")], source="t/3")
     return Path("run")
@@ -63,7 +65,9 @@ def test_show(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_bullet_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with PlaybookLog(tmp_path / "a.jsonl") as log, pytest.raises(DataError, match="not one line of text"):
         log.append([Add("OTHERS\x1b[2J", "a\x1b]0;title\x07b\nc")])
-    (tmp_path / "a.md").write_text("## OTHERS\x1b[2J\n[misc-00001] helpful=0 harmful=0 :: a\x1b]0;title\x07b\n")
+    (tmp_path / "a.md").write_text(
+        "## OTHERS\x1b[2J\n[misc-00001] helpful=0 harmful=0 :: a\x1b]0;title\x07b\n"
+    )
     playbook_show.main(tmp_path / "a.md")
     assert not set("\x1b\x07") & set(capsys.readouterr().out)
 

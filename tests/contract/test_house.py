@@ -36,7 +36,14 @@ FACES = [
 MODULES = sorted(
     m.name for m in pkgutil.walk_packages(postgrad.__path__, "postgrad.") if "__main__" not in m.name
 )
-CONFIGS: list[type[Config]] = [ExplainConfig, InfluenceConfig, LearnConfig, MeasureConfig, RLConfig, ScalingConfig]
+CONFIGS: list[type[Config]] = [
+    ExplainConfig,
+    InfluenceConfig,
+    LearnConfig,
+    MeasureConfig,
+    RLConfig,
+    ScalingConfig,
+]
 
 
 @pytest.mark.parametrize("name", FACES)

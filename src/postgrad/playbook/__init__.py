@@ -1,6 +1,6 @@
 """Agents that learn from experience by growing their own context: "Agentic Context Engineering" (ACE, arXiv 2510.04618).
-A Generator works with a playbook of short bullets in its prompt, a Reflector says what helped and what was missing, a Curator asks
-for small changes, and a merge without any model applies them: nobody ever rewrites the whole.
+A Generator works with a playbook of short bullets in its prompt, a Reflector says what helped and what was missing, a Curator
+asks for small changes, and a merge without any model applies them: nobody ever rewrites the whole.
 
 Departures from the paper:
 1. Samples are worked on side by side: each starts from the playbook as it was `window` samples before it (1 = the paper).

@@ -234,7 +234,9 @@ def fold(deltas: Iterable[Delta], start: Playbook | None = None) -> Playbook:
     """
     deltas = list(deltas)
     targets = {o.version for delta in deltas for o in delta.operations if type(o) is Rollback}
-    state = _State(Playbook() if start is None else start, targets)  # an empty one is false, and has a history
+    state = _State(
+        Playbook() if start is None else start, targets
+    )  # an empty one is false, and has a history
     for delta in deltas:
         state.apply(delta)
     return state.playbook()

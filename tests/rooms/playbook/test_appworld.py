@@ -148,6 +148,4 @@ def test_tasks_are_those_of_the_data_set(tmp_path: Path) -> None:
     for name in ("a_1", "b_2"):
         (tmp_path / "tasks" / name).mkdir(parents=True)
         (tmp_path / "tasks" / name / "specs.json").write_text(json.dumps({"instruction": f"Do {name}."}))
-    assert appworld.tasks(1, 0, data=str(tmp_path)) == [
-        {"prompt": "AppWorld task a_1\nDo a_1."}
-    ]
+    assert appworld.tasks(1, 0, data=str(tmp_path)) == [{"prompt": "AppWorld task a_1\nDo a_1."}]
