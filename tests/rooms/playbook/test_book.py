@@ -85,7 +85,7 @@ class Model:
                 if operation.text is not None:
                     self.rows[first][1] = operation.text
             case Mark():
-                self.marks[operation.name] = len(self.past) - 1
+                self.marks[operation.name] = len(self.past)
             case Rollback():
                 ever = set(self.rows) | set(self.into)
                 rows, into = self.past[operation.version]

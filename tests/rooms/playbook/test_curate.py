@@ -235,8 +235,8 @@ def test_room_is_made_of_the_least_worthy_and_first_of_what_is_in_quarantine() -
     total = sum(count(line(bullet) + "\n") for bullet in book.bullets.values())
     assert make_room(book, total, count) == []
     assert make_room(book, total - 1, count)[0] == Retire(D, "budget")
-    assert [o.id for o in make_room(book, 50, count) if isinstance(o, Retire)] == [D, B]
-    assert [o.id for o in make_room(book, 30, count) if isinstance(o, Retire)] == [D, B, C]
+    assert [o.id for o in make_room(book, 30, count) if isinstance(o, Retire)] == [D, B]
+    assert [o.id for o in make_room(book, 20, count) if isinstance(o, Retire)] == [D, B, C]
 
 
 # -- whatever is asked for -----------------------------------------------------------------------------------
