@@ -62,14 +62,15 @@ def example(rules: Rules, rng: random.Random, most: int, questions: int) -> list
         rng.choice(words) if rng.random() < 0.85 else rng.choice(sorted(rules.values))
         for _ in range(questions)
     ]
-    replies = [f"counts {told[word][1]}" if word in told else "?" for word in asked]
-    prompts = [f"Task:\nTask {rng.randrange(99)}-{rng.randrange(999)}. Add up: {word}" for word in asked]
-    prompts[0] = f"{TOLD}\n\nPlaybook:\n" + "\n".join(lines) + f"\n{prompts[0]}"
+    replies = [str(told[word][1]) if word in told else "?" for word in asked]
+    prompts = [f"Add up: {word}" for word in asked]
+    head = f"Task:\nTask {rng.randrange(99)}-{rng.randrange(999)}."
+    prompts[0] = "\n".join([TOLD, "", "Playbook:", *lines, f"{head} {prompts[0]}"])
     return list(zip(prompts, replies, strict=True))
 
 
 def _line(word: str, id: str, value: int, rng: random.Random) -> str:
-    return f"{id} {rng.choice(WORDINGS).format(word=word, value=value)}"
+    return f"{id} {WORDINGS[0].format(word=word, value=value)}"
 
 
 def train_reader(
