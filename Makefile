@@ -49,6 +49,11 @@ bench: $(VENV)/.installed
 	$(PY) benchmarks/influence_ablation.py --quick
 	$(PY) benchmarks/influence_mislabeled.py --quick
 	$(PY) benchmarks/influence_speed.py --quick
+	$(PY) benchmarks/playbook_prefix.py --quick
+	$(PY) benchmarks/playbook_dedup.py --quick
+	$(PY) benchmarks/playbook_log.py --quick
+	$(PY) benchmarks/playbook_workers.py --quick
+	$(PY) benchmarks/playbook_student.py --quick
 
 # Peers live in environments of their own.
 bench-trl: $(VENV)/bin/uv

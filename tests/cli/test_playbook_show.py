@@ -62,6 +62,23 @@ def test_show(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         playbook_show.main(run, at="worst")
 
 
+def test_two_playbooks_become_one(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("team.txt").write_text(
+        "## OTHERS\n[misc-00001] helpful=4 harmful=0 :: be kind\n[misc-00002] helpful=1 harmful=0 :: Check units.\n"
+    )
+    assert playbook_show.merge(run, Path("team.txt")) == 0
+    shown = capsys.readouterr().out
+    assert "Check units." in shown
+    assert "be kind" not in shown
+    assert "approve" in shown
+    book = open_playbook(run).playbook
+    (new,) = [bullet for bullet in book.bullets.values() if bullet.text == "Check units."]
+    assert (new.trust, new.helpful, "team" in new.source) == ("quarantined", 1, True)
+    assert playbook_show.merge(run, Path("team.txt")) == 0
+    assert "nothing was written" in capsys.readouterr().out
+    assert open_playbook(run).playbook == book
+
+
 def test_a_bullet_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with PlaybookLog(tmp_path / "a.jsonl") as log, pytest.raises(DataError, match="not one line of text"):
         log.append([Add("OTHERS\x1b[2J", "a\x1b]0;title\x07b\nc")])

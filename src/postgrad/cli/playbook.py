@@ -159,6 +159,20 @@ def import_text(log: Path, text: Path, quarantine: bool) -> int:
     return _command("show").import_text(log, text, quarantine=quarantine)
 
 
+@playbook.command("merge", short_help="Take in another playbook.")
+@_log
+@click.argument("other", metavar="PLAYBOOK", type=_PATH)
+@click.option("--trust", is_flag=True, help="Show its bullets at once, not after `approve`.")
+@click.option(
+    "--counters",
+    is_flag=True,
+    help="Add its counters to those of copies: only if they counted other samples.",
+)
+def merge(log: Path, other: Path, trust: bool, counters: bool) -> int:
+    """Take the bullets of PLAYBOOK (a run, a log or a text) into LOG; copies stay out."""
+    return _command("show").merge(log, other, trust=trust, counters=counters)
+
+
 @playbook.command("export", short_help="Write a playbook as instructions for other agents.")
 @_book
 @click.option(

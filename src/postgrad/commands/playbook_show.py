@@ -23,6 +23,7 @@ from postgrad.playbook.book import (
     to_row,
 )
 from postgrad.playbook.clean import RefusalError, clean_section, visible
+from postgrad.playbook.combine import combine
 from postgrad.playbook.export import record
 from postgrad.playbook.log import PlaybookLog
 from postgrad.playbook.similarity import normalise
@@ -124,6 +125,31 @@ def reject(path: Path, ids: Sequence[str], *, everything: bool = False, reason: 
             log.append([Retire(bullet.id, words) for bullet in bullets], source=BY_HAND)
         for bullet in bullets:
             print(f"rejected: {_line(bullet, trust=False)}")
+    return 0
+
+
+def merge(path: Path, other: Path, *, trust: bool = False, counters: bool = False) -> int:
+    """Takes the bullets of another playbook into a log, in quarantine unless they are trusted; copies stay out."""
+    theirs = open_playbook(other)
+    with open_log(path) as log:
+        found = combine(
+            log.playbook,
+            theirs.playbook,
+            source=f"playbook {visible(theirs.name)}",
+            trust="trusted" if trust else "quarantined",
+            counters=counters,
+        )
+        for problem in [*theirs.problems, *found.refused]:
+            print(f"{other}: {problem}", file=sys.stderr)
+        if not found.operations:
+            print(f"{log.path} has all of {other} already; nothing was written.")
+            return 0
+        before = log.playbook
+        log.append(found.operations, source=f"playbook {visible(theirs.name)}", refused=found.refused)
+        _print_difference(difference(before, log.playbook))
+        waiting = any(bullet.trust == "quarantined" for bullet in difference(before, log.playbook).added)
+    if waiting:
+        print(f"\nThey wait: postgrad playbook approve {path} --all")
     return 0
 
 

@@ -9,8 +9,8 @@ HTTP. A server holds one world; start as many as there are workers:
     postgrad playbook learn appworld --chat.base_url URL --chat.model NAME --dry-run
 
 `recipes/playbook/appworld.toml` names both functions below. An agent writes one block of Python a turn and reads what it prints,
-until it says that the task is done; then the task's own tests judge. With `APPWORLD_LABELS=1` the report of the tests is feedback,
-else only what was printed is.
+until it says that the task is done; then the task's own tests judge. With `APPWORLD_LABELS=1` the report of the tests is
+feedback, else only what was printed is.
 """
 
 from __future__ import annotations
