@@ -1,8 +1,10 @@
 """A small language model that does what its context tells it: trained here, on nothing but the room's prompts with rules made up
 anew for each example, so that its weights hold no rule and its accuracy is what the playbook in its prompt is worth.
 
-Asked for a word, it gives the number that a line tells ("counts 42"), without citing it; a word that no line tells it answers
-with "?". Of two lines with the same id the later one counts, and a withdrawn line none, as in the room's prompts.
+Asked for a word, it gives the number that a line tells; a word that no line tells it answers with "?". Of two lines with the
+same id the later one counts, and a withdrawn line none, as in the room's prompts. So that seconds of training are enough, a rule
+("zeb counts 4") is one token of its vocabulary: the model has to find the line that is about a word, not to put words together.
+It does not cite lines.
 """
 
 from __future__ import annotations
@@ -25,19 +27,19 @@ from postgrad.playbook.study import Feedback
 TOLD = "Answer with what the playbook tells."
 MAX_IDS = 400
 LENGTH = 1024
+VALUES = range(10)
 
 
 def make_tokenizer(rules: Rules) -> PreTrainedTokenizerFast:
-    """Whole words, ids as single tokens."""
-    texts = [TOLD, "Playbook: (The playbook is still empty.) Task: Task Add up + : . , ?", "withdrawn"]
+    """Whole words, ids as single tokens, and a rule ("zeb counts 4") as one."""
+    texts = [TOLD, "Playbook: (The playbook is still empty.) Task: Task Add up: ?", "withdrawn"]
     texts += [wording.format(word="", value="") for wording in WORDINGS]
-    cut = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[,:+]|\.$"), "isolated")]
-    )
+    cut = pre_tokenizers.Split(Regex(r"[a-z]+ counts \d+|[^\s.,;:]+|[.,;:]"), "removed", invert=True)
     words = {piece: None for text in texts for piece, _ in cut.pre_tokenize_str(text)}
     words |= dict.fromkeys(
-        [*rules.values, *map(str, range(10, 100)), *(f"[calc-{n:05d}]" for n in range(1, MAX_IDS))]
+        [*rules.values, *map(str, VALUES), *(f"[calc-{n:05d}]" for n in range(1, MAX_IDS))]
     )
+    words |= dict.fromkeys(f"{word} counts {value}" for word in rules.values for value in VALUES)
     vocabulary = {word: index for index, word in enumerate(["<pad>", "<eos>", "<unk>", *words])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = cut
@@ -52,10 +54,10 @@ def example(rules: Rules, rng: random.Random, most: int, questions: int) -> list
     told: dict[str, tuple[str, int]] = {}
     for word in words:
         number += rng.choice((1, 1, 1, 2))
-        told[word] = (f"[calc-{number:05d}]", rng.randrange(10, 100))
+        told[word] = (f"[calc-{number:05d}]", rng.choice(VALUES))
         lines.append(_line(word, *told[word], rng))
     for word in rng.sample(words, len(words) // 8):
-        told[word] = (told[word][0], rng.randrange(10, 100))
+        told[word] = (told[word][0], rng.choice(VALUES))
         lines.append(_line(word, *told[word], rng))
     lines += [f"{told.pop(word)[0]} withdrawn" for word in rng.sample(words, len(words) // 10)]
     asked = [
@@ -70,11 +72,11 @@ def example(rules: Rules, rng: random.Random, most: int, questions: int) -> list
 
 
 def _line(word: str, id: str, value: int, rng: random.Random) -> str:
-    return f"{id} {WORDINGS[0].format(word=word, value=value)}"
+    return f"{id} {rng.choice(WORDINGS).format(word=word, value=value)}"
 
 
 def train_reader(
-    rules: Rules, seed: int, steps: int, *, most: int = 24, width: int = 128, layers: int = 2
+    rules: Rules, seed: int, steps: int, *, most: int = 24, width: int = 64, layers: int = 2
 ) -> Model:
     """A model that reads; the playbooks grow when it reads what it has. Prints its loss now and then."""
     torch.manual_seed(seed)

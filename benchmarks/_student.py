@@ -77,6 +77,7 @@ class Student:
     Attributes:
         rules: the hidden world.
         reveal, mislead, repeat: of the Reflector.
+        values: of wrong numbers.
         latency_s: of each reply.
         seed: of all draws.
         calls: how many there were, by role.
@@ -87,6 +88,7 @@ class Student:
     reveal: float = 0.9
     mislead: float = 0.0
     repeat: float = 0.2
+    values: range = range(10, 100)
     latency_s: float = 0.0
     seed: int = 0
     keep: bool = False
@@ -152,7 +154,7 @@ class Student:
             if draw < self.reveal:
                 said.append(f"{word} counts {self.rules.values[word]}")
             elif draw < self.reveal + self.mislead:
-                said.append(f"{word} counts {rng.randrange(10, 100)}")
+                said.append(f"{word} counts {rng.choice(self.values)}")
         return {"reasoning": "", "key_insight": "; ".join(said), "bullet_tags": tags}
 
     def curator(self, text: str, rng: random.Random) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from _common import finish, machine, mean_interval, print_table
-from _reader import TOLD, judge, reader
+from _reader import TOLD, VALUES, judge, reader
 from _student import Rules, Student, as_work
 from postgrad.engines.chat import ChatConfig, make_chat
 from postgrad.playbook.api import evaluate, learn
@@ -78,8 +78,8 @@ def main() -> None:
         for world in range(worlds + 1):  # one more, whose playbook is that of another world
             rng = random.Random(f"world {world}")
             words = rng.sample(sorted(vocabulary.values), options.words)
-            rules = Rules({word: rng.randrange(10, 100) for word in words})
-            roles = Student(rules, reveal=0.8, mislead=0.1, seed=world)
+            rules = Rules({word: rng.choice(VALUES) for word in words})
+            roles = Student(rules, reveal=0.8, mislead=0.1, values=VALUES, seed=world)
             run = Kept()
             with PlaybookLog(folder / f"world-{world}.jsonl") as log:
                 team = Roles(make_chat(local), roles, roles)
