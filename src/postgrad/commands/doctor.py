@@ -26,6 +26,7 @@ EXTRAS = {
     "chem": (("rdkit", "rdkit"),),
     "llm": (("openai", "openai"),),
     "embed": (("sentence-transformers", "sentence_transformers"),),
+    "mcp": (("mcp", "mcp"),),
 }
 Level = Literal["ok", "note", "warning"]
 
