@@ -1,6 +1,6 @@
 """The whole loop with real generation: a small language model, trained here, whose answers depend on the playbook in its prompt.
 
-The model (`_reader.py`, a Qwen3 of 0.5 M weights) was trained on playbooks of made-up rules, new ones for each example, so that
+The model (`_reader.py`, a Qwen3 of 0.2 M weights) was trained on playbooks of made-up rules, new ones for each example, so that
 its weights hold no rule of a world: it can only read. It is the Generator, through our torch engine, in text mode; it does not
 cite. Reflector and Curator are simulated (`_student.py`: right with probability .8, misleading with .1), since a model of this
 size writes no JSON; the gain is that of a playbook for a model that reads, not of what a Reflector finds out.
@@ -8,7 +8,7 @@ size writes no JSON; the gain is that of a playbook for a model that reads, not 
 For each world (the same words, other numbers): 150 tasks, each answered before anything is learned from it; then 100 further
 tasks with the playbook, without it, and with the playbook of another world.
 
-    python benchmarks/playbook_local.py [--quick] [--worlds 5] [--steps 3000] [--out DIR]
+    python benchmarks/playbook_local.py [--quick] [--worlds 5] [--steps 1500] [--out DIR]
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--worlds", type=int, default=5)
     parser.add_argument("--samples", type=int, default=150)
     parser.add_argument("--words", type=int, default=20, help="that tasks ask for")
-    parser.add_argument("--steps", type=int, default=3000, help="of the reader's training")
+    parser.add_argument("--steps", type=int, default=1500, help="of the reader's training")
     parser.add_argument("--out", type=Path, help="keep the reader here")
     options = parser.parse_args()
     torch.set_num_threads(1)

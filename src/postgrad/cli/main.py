@@ -22,7 +22,14 @@ from postgrad.cli.memory import memory
 from postgrad.cli.options import check_overrides, split_words
 from postgrad.cli.playbook import playbook
 from postgrad.cli.scaling import scaling
-from postgrad.cli.tree import ARGV_KEY, DottedCommand, HintingGroup, group_settings
+from postgrad.cli.tree import (
+    ARGV_KEY,
+    DottedCommand,
+    HintingGroup,
+    dotted_settings,
+    group_settings,
+    help_config,
+)
 from postgrad.core.errors import PostgradError
 from postgrad.core.recipes import find_recipe
 
@@ -69,10 +76,6 @@ def _command(name: str) -> Any:
     return importlib.import_module(f"postgrad.commands.{name}")
 
 
-def _settings() -> dict[str, Any]:
-    return {**group_settings(), "ignore_unknown_options": True, "allow_interspersed_args": True}
-
-
 @click.group(cls=HintingGroup, context_settings=group_settings())
 @click.version_option(__version__, prog_name="postgrad", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error. May stand anywhere.")
@@ -93,24 +96,10 @@ def rl() -> None:
     """Reinforcement learning with verifiable rewards."""
 
 
-def _show_config(ctx: click.Context, _param: click.Parameter, asked: bool) -> None:
-    if asked and isinstance(ctx.command, DottedCommand):
-        click.echo(ctx.command.show_config(ctx))
-        ctx.exit()
-
-
-_help_config = click.option(
-    "--help-config",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_show_config,
-    help="List all options of a recipe and exit.",
-)
 _TASK_HELP = "Short for data.tasks: a reasoning-gym data set. May be given several times."
 
 
-@rl.command("train", cls=DottedCommand, context_settings=_settings())
+@rl.command("train", cls=DottedCommand, context_settings=dotted_settings())
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[RECIPE] [--SECTION.KEY VALUE]...")
 @click.option("--task", "tasks", multiple=True, metavar="NAME", help=_TASK_HELP)
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Directory of the run.")
@@ -126,7 +115,7 @@ _TASK_HELP = "Short for data.tasks: a reasoning-gym data set. May be given sever
 @click.option(
     "--dry-run", is_flag=True, help="Show the resolved config and what would be done; write nothing."
 )
-@_help_config
+@help_config
 @click.pass_obj
 def rl_train(
     obj: dict[str, Any],
@@ -161,11 +150,11 @@ def rl_train(
     )
 
 
-@rl.command("eval", cls=DottedCommand, context_settings=_settings())
+@rl.command("eval", cls=DottedCommand, context_settings=dotted_settings())
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="MODEL [RECIPE] [--SECTION.KEY VALUE]...")
 @click.option("--task", "tasks", multiple=True, metavar="NAME", help=_TASK_HELP)
 @click.option("--json", "json_output", is_flag=True, help="Print one JSON object.")
-@_help_config
+@help_config
 @click.pass_obj
 def rl_eval(obj: dict[str, Any], words: tuple[str, ...], tasks: tuple[str, ...], json_output: bool) -> int:
     """Measure the pass rate of a model on held-out prompts.

@@ -10,7 +10,14 @@ from typing import Any
 import click
 
 from postgrad.cli.options import check_overrides, split_words
-from postgrad.cli.tree import ARGV_KEY, DottedCommand, HintingGroup, group_settings
+from postgrad.cli.tree import (
+    ARGV_KEY,
+    DottedCommand,
+    HintingGroup,
+    dotted_settings,
+    group_settings,
+    help_config,
+)
 from postgrad.core.recipes import find_recipe
 
 _PATH = click.Path(path_type=Path)
@@ -22,21 +29,7 @@ def playbook() -> None:
     """Agents that learn from experience by growing their own context."""
 
 
-def _show_config(ctx: click.Context, _param: click.Parameter, asked: bool) -> None:
-    if asked and isinstance(ctx.command, DottedCommand):
-        click.echo(ctx.command.show_config(ctx))
-        ctx.exit()
-
-
 _json = click.option("--json", "json_output", is_flag=True, help="Print one JSON object.")
-_help_config = click.option(
-    "--help-config",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_show_config,
-    help="List all options of a recipe and exit.",
-)
 _task = click.option(
     "--task",
     "tasks",
@@ -47,9 +40,12 @@ _task = click.option(
 
 
 def _dotted(name: str) -> Any:
-    settings = {**group_settings(), "ignore_unknown_options": True, "allow_interspersed_args": True}
     return playbook.command(
-        name, cls=DottedCommand, config=_CONFIG, example="--chat.model NAME", context_settings=settings
+        name,
+        cls=DottedCommand,
+        config=_CONFIG,
+        example="--chat.model NAME",
+        context_settings=dotted_settings(),
     )
 
 
@@ -66,7 +62,7 @@ def _dotted(name: str) -> Any:
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 @click.option("--overwrite", is_flag=True, help="Throw away the run that is in --out.")
 @click.option("--dry-run", is_flag=True, help="Say what it will take and cost; write nothing, ask nobody.")
-@_help_config
+@help_config
 @click.pass_obj
 def learn(obj: dict[str, Any], words: tuple[str, ...], **options: Any) -> int:
     """Grow a playbook from tasks, or from traces.
@@ -83,7 +79,7 @@ def learn(obj: dict[str, Any], words: tuple[str, ...], **options: Any) -> int:
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[RECIPE] [--SECTION.KEY VALUE]...")
 @_task
 @_json
-@_help_config
+@help_config
 def evaluate(book: Path, words: tuple[str, ...], tasks: tuple[str, ...], json_output: bool) -> int:
     """Answer held-out prompts with PLAYBOOK and without it.
 

@@ -21,6 +21,11 @@ def group_settings() -> dict[str, Any]:
     return {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
+def dotted_settings() -> dict[str, Any]:
+    """Of every command with dotted options."""
+    return {**group_settings(), "ignore_unknown_options": True, "allow_interspersed_args": True}
+
+
 class HintingGroup(click.Group):
     """Answers an unknown verb with the nearest one."""
 
@@ -80,6 +85,22 @@ class DottedCommand(click.Command):
                 "A bare '--' has no meaning here. Options look like --optimizer.lr 1e-4.", ctx
             )
         return super().parse_args(ctx, args)
+
+
+def _show_config(ctx: click.Context, _param: click.Parameter, asked: bool) -> None:
+    if asked and isinstance(ctx.command, DottedCommand):
+        click.echo(ctx.command.show_config(ctx))
+        ctx.exit()
+
+
+help_config = click.option(
+    "--help-config",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_config,
+    help="List all options of a recipe and exit.",
+)
 
 
 class ConfigCommand(click.Command):
