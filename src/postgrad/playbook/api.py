@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 from postgrad.core.config import nest, validate
 from postgrad.core.data import plain_text
@@ -31,6 +31,8 @@ from postgrad.playbook.traces import Trace
 from postgrad.playbook.view import CountTokens, View, advance
 from postgrad.tasks import Split, load_tasks, split
 from postgrad.tasks.function import load_callable
+
+T = TypeVar("T")
 
 
 class _Silent:
@@ -181,7 +183,7 @@ def learn(
     with contextlib.ExitStack() as stack:
         if score is None and traces is not None:
             score = _no_score
-        return asyncio.run(go(stack.enter_context(studying(config, own, score))))
+        return _run(go(stack.enter_context(studying(config, own, score))))
 
 
 async def _no_score(prompt: Prompt, answer: str) -> Feedback:
@@ -239,7 +241,7 @@ def evaluate(
             await own.close()
 
     with studying(config, own, score) as who:
-        return asyncio.run(go(who))
+        return _run(go(who))
 
 
 def _asked(
@@ -259,6 +261,16 @@ def _asked(
     return found
 
 
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Runs to the end; in a thread of its own where the caller's has a loop already, as in notebooks."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1, "postgrad-playbook") as thread:
+        return thread.submit(asyncio.run, work).result()
+
+
 class OpenPlaybook:
     """A playbook beside an agent of one's own: `context` before a task, `learn` after it.
 
@@ -275,6 +287,9 @@ class OpenPlaybook:
     def __init__(self, path: Path | str, *, roles: Roles | None = None, **options: Any) -> None:
         self.log = PlaybookLog(path)
         self.config = validate(LearnConfig, nest(options))
+        self._thread = ThreadPoolExecutor(
+            1, "postgrad-playbook"
+        )  # its own: the caller's may have a loop, as in notebooks
         self._runner = asyncio.Runner()
         self._roles = roles or make_roles(self.config)
         who = Studying(self._roles, _no_score, self.config, read_instructions(self.config))
@@ -334,13 +349,14 @@ class OpenPlaybook:
             truth=truth,
         )
         prompt = Prompt(id=work.id, text=question, answer=truth)
-        return self._runner.run(self._session.take(prompt, work))
+        return self._thread.submit(self._runner.run, self._session.take(prompt, work)).result()
 
     def close(self) -> None:
         """Lets go of connections and of the log."""
         with contextlib.suppress(PostgradError):
-            self._runner.run(self._roles.close())
-        self._runner.close()
+            self._thread.submit(self._runner.run, self._roles.close()).result()
+        self._thread.submit(self._runner.close).result()
+        self._thread.shutdown()
         self.log.close()
 
     def __enter__(self) -> Self:
@@ -353,9 +369,3 @@ class OpenPlaybook:
 
 
 open_playbook = OpenPlaybook
-
-
-def copy_log(source: Path, target: Path) -> None:
-    """The log of one playbook as the beginning of another."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -100,6 +101,19 @@ def test_three_calls_are_enough(tmp_path: Path) -> None:
     with open_playbook(path, roles=roles(student)) as again:
         assert again.playbook == before
         assert again.context("x").count("\n") + 1 >= len(before)
+
+
+def test_a_loop_that_runs_already_is_no_hindrance(tmp_path: Path) -> None:
+    async def notebook() -> int:
+        with PlaybookLog(tmp_path / "p.jsonl") as log:
+            given = traces(2, score=0.0)
+            learned = learn(log, config(), traces=given, roles=roles(Moody(RULES, reveal=1.0)))
+        options: dict[str, Any] = {"roles": roles(Moody(RULES, reveal=1.0))}
+        with open_playbook(tmp_path / "q.jsonl", **options) as book:
+            book.learn(str(RULES.prompts(1, 5)[0].text), "I guessed.", answer="0", score=0.0)
+            return min(len(learned), len(book.playbook))
+
+    assert asyncio.run(notebook()) > 0
 
 
 def test_what_fails_leaves_an_open_playbook_as_it_was(tmp_path: Path) -> None:
