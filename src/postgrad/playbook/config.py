@@ -26,7 +26,9 @@ class LearnConfig(Config):
     """`module:function` or `file.py:function` that works on a task in its own way, called as agent(question, playbook, ask) with
     ask(messages) -> text; it gives its answer, or a dict with answer, trace, and score and feedback where it has them."""
     chat: dict[str, Any] = Field(default_factory=dict)
-    """The language model of all roles: base_url and model of a server, or path (see `ChatConfig`)."""
+    """The language model of all roles: base_url and model of a server, or path of a local one; api_key_env, temperature,
+    max_tokens, timeout_s, retries, concurrency, structured, tokenizer, context_tokens, price_prompt, price_cached,
+    price_completion, seed, options (see `engines.chat.ChatConfig`)."""
     generator: dict[str, Any] = Field(default_factory=dict)
     """What is different for the Generator."""
     reflector: dict[str, Any] = Field(default_factory=dict)

@@ -265,7 +265,7 @@ class Studying:
         earlier_answer: str = "",
     ) -> Attempt:
         chat, key = _Asked(self._roles.generator, ledger, study), f"{sample.key}/{name}"
-        question = plain_text(sample.prompt).removesuffix("\n")
+        question = self._question(sample)
         retrieved = "\n".join(map(line, sample.retrieved))
         known = [*sample.shown, *(bullet.id for bullet in sample.retrieved)]
         if self._agent is not None:
@@ -325,6 +325,9 @@ class Studying:
             return Attempt(answer, trace, tuple(used), feedback, self._passes(feedback))
         return await self._judged(sample.prompt, answer, trace, used)
 
+    def _question(self, sample: Assignment) -> str:
+        return plain_text(sample.prompt, self._config.data.instruction).removesuffix("\n")
+
     async def _judged(self, prompt: Prompt, answer: str, trace: str, used: Sequence[str]) -> Attempt:
         feedback = await self._score(prompt, answer)
         return Attempt(answer, trace, tuple(used), feedback, self._passes(feedback))
@@ -343,7 +346,7 @@ class Studying:
         used = {id: line(sample.book.bullets[id]) for id in attempt.used if id in sample.book.bullets}
         messages = reflector_messages(
             self._told["reflector"],
-            plain_text(sample.prompt).removesuffix("\n"),
+            self._question(sample),
             attempt.trace,
             attempt.answer,
             used,
@@ -366,7 +369,7 @@ class Studying:
         messages = curator_messages(
             self._told["curator"],
             sample.text,
-            plain_text(sample.prompt).removesuffix("\n"),
+            self._question(sample),
             study.reflections[-1],
             tokens=sample.tokens,
             budget_tokens=self._config.budget_tokens,

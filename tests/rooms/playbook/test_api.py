@@ -210,6 +210,13 @@ def test_without_labels_the_reflector_does_not_see_the_right_answer(tmp_path: Pa
         assert not any("ANSWER" in text for text in student.prompts["generator"])
 
 
+def test_an_instruction_stands_before_each_task(tmp_path: Path) -> None:
+    student = Moody(RULES, reveal=1.0, keep=True)
+    play(tmp_path, student, config(data={"instruction": "Think twice."}), work_of(3))
+    for role, texts in student.prompts.items():
+        assert all("Think twice.\nTask" in text for text in texts), role
+
+
 # -- agents --------------------------------------------------------------------------------------------------
 
 
