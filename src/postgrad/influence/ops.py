@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-_BLOCK = 2**18  # numbers that are ranked at a time
+NUM_RANKED = 2**18
+"""Most numbers that are ranked at a time, but for a whole row."""
 
 # -- covariance ------------------------------------------------------------------------------------------------------
 
@@ -311,7 +312,7 @@ def spearman(first: Float[Tensor, "*batch N"], second: Float[Tensor, "*batch N"]
     >>> spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([[1.0, 9.0, 10.0], [3.0, 2.0, 1.0]])).tolist()
     [1.0, -1.0]
     """
-    rows = max(1, _BLOCK // first.shape[-1])
+    rows = max(1, NUM_RANKED // first.shape[-1])
     if first.dim() == 2 and first.shape == second.shape and len(first) > rows:  # ranks take memory
         parts = (slice(start, start + rows) for start in range(0, len(first), rows))
         return torch.cat([spearman(first[part], second[part]) for part in parts])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.live_bytes import LiveBytes
 from tests.rooms.influence.problems import regression
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -149,35 +150,20 @@ def test_bytes_are_those_of_the_tensors(model: Model, options: dict[str, Any], t
     assert found.weights_bytes == parameters + 4 * sizes.num_sampled * (1 + centres)
 
 
-def peak_bytes() -> int:
-    """Most memory of this process since the last reset."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
-    return int(line.split()[1]) * 1024
-
-
 def test_the_peak_of_scoring_is_as_planned(monkeypatch: pytest.MonkeyPatch) -> None:
-    reset = Path("/proc/self/clear_refs")
-    try:
-        reset.write_text("5")
-    except OSError:
-        pytest.skip("the peak of memory cannot be reset on this system")
     for module in (results, plan):
         monkeypatch.setattr(module, "BLOCK_BYTES", 2**20)
     config = InfluenceConfig(method="langevin", chains=2, draws=50, check_step=False)
     draws = Draws(torch.randn(2, 50, 60_000), torch.randn(2, 50, 2), torch.ones(2, 50))
-    reset.write_text("5")
-    before = peak_bytes() - sum(part.nbytes for part in draws)
-    diagnose(draws, from_draws(draws, torch.ones(60_000)), 0.0, 1.0)
-    assert peak_bytes() - before == pytest.approx(plan.scoring_bytes(60_000, 2, config), rel=0.2)
+    with LiveBytes() as live:
+        diagnose(draws, from_draws(draws, torch.ones(60_000)), 0.0, 1.0)
+    peak = live.peak + sum(part.nbytes for part in draws)
+    assert peak == pytest.approx(plan.scoring_bytes(60_000, 2, config), rel=0.2)
 
 
-def test_the_peak_of_scoring_is_as_planned_with_stein(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("chains", [2, 6])
+def test_the_peak_of_scoring_is_as_planned_with_stein(chains: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chains that find scores of 200 × 50,000 without computing them."""
-    reset = Path("/proc/self/clear_refs")
-    try:
-        reset.write_text("5")
-    except OSError:
-        pytest.skip("the peak of memory cannot be reset on this system")
     module, train, _ = regression(12, 3)
     found = {"scores": torch.randn(200, 50_000), "own": torch.zeros(50_000)}
 
@@ -186,13 +172,10 @@ def test_the_peak_of_scoring_is_as_planned_with_stein(monkeypatch: pytest.Monkey
         return {name: part.clone() for name, part in found.items()}
 
     monkeypatch.setattr(SteinChain, "scores", scores)
-    run(module, train, train, method="stein", chains=2, tokens=False)  # what is loaded once
-    for chains in (2, 6):
-        config = InfluenceConfig(method="stein", chains=chains, tokens=False)
-        reset.write_text("5")
-        before = peak_bytes()
+    config = InfluenceConfig(method="stein", chains=chains, tokens=False)
+    with LiveBytes() as live:
         run(module, train, train, config)
-        assert peak_bytes() - before == pytest.approx(plan.scoring_bytes(50_000, 200, config), rel=0.2)
+    assert live.peak == pytest.approx(plan.scoring_bytes(50_000, 200, config), rel=0.2)
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_computed(
