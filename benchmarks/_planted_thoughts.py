@@ -36,7 +36,7 @@ class Planted(NamedTuple):
 
 
 def plant(num_thoughts: int, seed: int, num_fit: int = 10_000, num_score: int = 4_000) -> Planted:
-    """Laplace thoughts, mixed by a leaky MLP for each state dimension, which sees 1 to 4 of its agent's thoughts."""
+    """Laplace thoughts, mixed by a leaky MLP for each state dimension, which sees 1 to 4 of its agent's thoughts, dealt evenly."""
     generator = torch.Generator().manual_seed(1000 * num_thoughts + seed)
 
     def uniform(*shape: int) -> Tensor:
@@ -53,11 +53,13 @@ def plant(num_thoughts: int, seed: int, num_fit: int = 10_000, num_score: int = 
     for agent in range(NUM_AGENTS):
         own = held[:, agent].nonzero().squeeze(-1)
         part = torch.zeros(width, num_thoughts, dtype=torch.bool)
+        counts = [1 + row % min(MOST, len(own)) for row in range(width)]
+        turns = -(-sum(counts) // len(own))
+        deal = torch.cat([own[uniform(len(own)).argsort()] for _ in range(turns)]).split(
+            [*counts, turns * len(own) - sum(counts)]
+        )
         for row in range(width):
-            count = 1 + int(uniform(1) * min(MOST, len(own)))
-            part[row, own[uniform(len(own)).argsort()[:count]]] = True
-        for place, thought in enumerate(own):  # nothing that is held is never seen
-            part[place % width, thought] |= ~part[:, thought].any()
+            part[row, deal[row]] = True
         parts.append(part)
     support = torch.cat(parts)
     into = torch.randn(len(support), UNITS, num_thoughts, generator=generator) * support[:, None]
