@@ -36,7 +36,7 @@ class Planted(NamedTuple):
 
 
 def plant(num_thoughts: int, seed: int, num_fit: int = 10_000, num_score: int = 4_000) -> Planted:
-    """Laplace thoughts, mixed by a leaky MLP for each state dimension, which sees 1 to 4 of its agent's thoughts, dealt evenly."""
+    """Laplace thoughts, mixed by a leaky MLP for each state dimension, which sees 1 to 4 of its agent's, dealt evenly."""
     generator = torch.Generator().manual_seed(1000 * num_thoughts + seed)
 
     def uniform(*shape: int) -> Tensor:
@@ -83,7 +83,12 @@ class Score(NamedTuple):
 
 
 def score(
-    planted: Planted, found_fit: Tensor, found_score: Tensor, jacobian_rms: Tensor, held: Tensor, tolerance: float
+    planted: Planted,
+    found_fit: Tensor,
+    found_score: Tensor,
+    jacobian_rms: Tensor,
+    held: Tensor,
+    tolerance: float,
 ) -> Score:
     """Thoughts that were found [S, Z] and the Jacobian [H, Z] against those planted."""
     matched = ops.mean_correlation(found_fit, planted.thoughts, found_score, planted.thoughts_score)
@@ -94,7 +99,10 @@ def score(
         found = order[block]
         blocks.append(
             ops.block_r2(
-                found_fit[:, found], planted.thoughts[:, block], found_score[:, found], planted.thoughts_score[:, block]
+                found_fit[:, found],
+                planted.thoughts[:, block],
+                found_score[:, found],
+                planted.thoughts_score[:, block],
             )
         )
     support = support_of(jacobian_rms, tolerance)[:, order]

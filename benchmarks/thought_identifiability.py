@@ -71,7 +71,12 @@ def main() -> None:
                 warmup_steps=0, ramp_steps=steps[0], sparse_steps=steps[1], refit_steps=steps[2],
             )  # fmt: skip
             free = ours.model_copy(
-                update={"penalty": 0.0, "start": "random", "sparse_steps": steps[1] + steps[2], "refit_steps": 0}
+                update={
+                    "penalty": 0.0,
+                    "start": "random",
+                    "sparse_steps": steps[1] + steps[2],
+                    "refit_steps": 0,
+                }
             )
             for way in WAYS:
                 started = time.process_time()
@@ -81,7 +86,10 @@ def main() -> None:
                     one = by_autoencoder(planted, ours if way == "ours" else free)
                 found.setdefault((dim, way), []).append(one)
                 shown = ", ".join(f"{name} {value:.3f}" for name, value in one._asdict().items())
-                print(f"{dim} seed {seed} {way}: {shown} ({time.process_time() - started:.0f} CPU s)", flush=True)
+                print(
+                    f"{dim} seed {seed} {way}: {shown} ({time.process_time() - started:.0f} CPU s)",
+                    flush=True,
+                )
     rows = [
         [f"{dim}: {way}", *(show_interval(list(values)) for values in zip(*scores, strict=True))]
         for (dim, way), scores in found.items()
@@ -92,7 +100,10 @@ def main() -> None:
         rows,
     )
     mean = {
-        f"{dim} {way}": {name: mean_interval(values)[0] for name, values in zip(Score._fields, zip(*scores, strict=True), strict=True)}
+        f"{dim} {way}": {
+            name: mean_interval(values)[0]
+            for name, values in zip(Score._fields, zip(*scores, strict=True), strict=True)
+        }
         for (dim, way), scores in found.items()
     }  # fmt: skip
     ours = [one.mcc for (_, way), scores in found.items() if way == "ours" for one in scores]
@@ -112,7 +123,8 @@ def main() -> None:
         start=options.start,
         mean=mean,
         bars_reached={
-            str(dim): mean[f"{dim} ours"]["mcc"] >= BARS.mcc and mean[f"{dim} ours"]["support_f1"] >= BARS.support_f1
+            str(dim): mean[f"{dim} ours"]["mcc"] >= BARS.mcc
+            and mean[f"{dim} ours"]["support_f1"] >= BARS.support_f1
             for dim in dims
         },
         **machine(options.threads),

@@ -1,6 +1,6 @@
-"""‖J‖₁ of a decoder, forward and backward: `torch.func.jacrev` against ours; CPU seconds, and how far an estimate is from the value.
+"""‖J‖₁ of a decoder, forward and backward: `torch.func.jacrev` against ours; CPU seconds, and how far off an estimate is.
 
-The decoder has one hidden layer: Z 128 thoughts, K 256 hidden units, H 768 states, batch 64. `sampled` is the default at this size:
+The decoder has one hidden layer: Z 128 thoughts, K 256 hidden units, H 768 states, batch 64. `sampled` is the default there:
 each of the 768 rows once, at samples dealt evenly. Errors are of one update's estimate, relative to the exact value: of ‖J‖₁, and
 of its gradient (by W₂, ‖estimate − exact‖/‖exact‖), which Adam then averages over updates.
 
@@ -99,7 +99,9 @@ def main() -> None:
     for name in ways:
         by_round = [a / b for a, b in zip(seconds["jacrev"], seconds[name], strict=True)]
         shown = name + (" (default)" if name == default else "")
-        rows.append([shown, 1e3 * statistics.median(seconds[name]), statistics.median(by_round), values[name]])
+        rows.append(
+            [shown, 1e3 * statistics.median(seconds[name]), statistics.median(by_round), values[name]]
+        )
     title = "‖J‖₁ forward and backward, Z {1}, K {2}, H {3}, batch {0}".format(*sizes)
     print_table(title, ["", "CPU ms", "× faster than jacrev", "value (one draw)"], rows)
     spread, bias_found = statistics.stdev(estimates), statistics.fmean(estimates)

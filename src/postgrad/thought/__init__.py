@@ -1,5 +1,5 @@
-"""Agents that exchange latent thoughts: "Thought Communication in Multiagent Collaboration" (arXiv 2510.20733). An autoencoder with a
-sparse Jacobian finds, in the states of several models, thoughts that are private to one or shared by some.
+"""Agents that exchange latent thoughts: "Thought Communication in Multiagent Collaboration" (arXiv 2510.20733). An autoencoder
+with a sparse Jacobian finds, in the states of several models, thoughts that are private to one or shared by some.
 
 Of the paper there is so far what needs no language model: the autoencoder, its structure, the routing's equations.
 
@@ -11,8 +11,8 @@ Departures from the paper:
 5. A large Jacobian's L1 is estimated from a few of its rows, without bias, in every update.
 6. Routing can also be `broadcast`, `others` or `learned`: the paper's never delivers what another agent alone knows.
 
-Start at `ops.py` (the equations), then `jacobian.py` (the penalty), `autoencoder.py` (training), `structure.py` (who holds what) and
-`baselines.py` (FastICA).
+Start at `ops.py` (the equations), then `jacobian.py` (the penalty), `autoencoder.py` (training), `structure.py` (who holds what)
+and `baselines.py` (FastICA).
 """
 
 from __future__ import annotations

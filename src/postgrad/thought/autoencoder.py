@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from postgrad.core.config import validate
 from postgrad.core.errors import ConfigError, DataError, ModelError, TrainingError
-from postgrad.core.runfiles import explain_os_error, pretty_json, read_object, replace_file
+from postgrad.core.runfiles import explain_os_error, pretty_json, replace_file
 from postgrad.thought import jacobian, ops
 from postgrad.thought.baselines import fast_ica
 from postgrad.thought.config import AutoencoderConfig
@@ -94,7 +94,9 @@ class Autoencoder(nn.Module):
         self.encode_out, self.encode_skip = weight(thoughts, units), weight(thoughts, states)
         self.norm = nn.BatchNorm1d(thoughts, affine=False) if config.standardise else nn.Identity()
         units = config.decoder_units
-        self.decode_in = weight(len(self.widths) * units, thoughts)  # agents' hidden units, one agent after another
+        self.decode_in = weight(
+            len(self.widths) * units, thoughts
+        )  # agents' hidden units, one agent after another
         self.decode_bias = nn.Parameter(torch.zeros(len(self.decode_in)))
         self.decode_out = nn.ParameterList([weight(width, units) for width in widths])
         self.decode_shift = nn.Parameter(torch.zeros(states))
@@ -162,7 +164,8 @@ class Autoencoder(nn.Module):
             return error, torch.zeros_like(error)
         backend, limit = self.backend(len(states)), self.config.jacobian_bytes
         terms = [
-            jacobian.penalty(backend, slopes, own_in, out, generator, None, limit) * (len(out) / len(self.mean))
+            jacobian.penalty(backend, slopes, own_in, out, generator, None, limit)
+            * (len(out) / len(self.mean))
             for slopes, own_in, out in self._layers(inputs, weight_in)
         ]
         return error, torch.stack(terms).sum()
@@ -180,7 +183,9 @@ class Autoencoder(nn.Module):
     def explained(self, states: Tensor) -> float:
         """R² of the reconstruction: 1 − mean squared error of standardised states (their variance is that of training)."""
         seen = self.standardise(states)
-        rest = ops.reconstruction_error(self._decode(self._inputs(self._encode(seen), self._weight_in())), seen)
+        rest = ops.reconstruction_error(
+            self._decode(self._inputs(self._encode(seen), self._weight_in())), seen
+        )
         return 1 - float(rest / (seen - seen.mean(0)).square().mean())
 
     @torch.no_grad()
@@ -224,22 +229,28 @@ class Autoencoder(nn.Module):
             replace_file(folder / "autoencoder.safetensors", save(tensors))
             replace_file(folder / "autoencoder.json", pretty_json(about))
         except OSError as error:
-            raise ModelError(
-                f"The autoencoder was not written. {explain_os_error(error, folder)}"
-            ) from error
+            raise ModelError(f"The autoencoder was not written. {explain_os_error(error, folder)}") from error
 
     @classmethod
     def load(cls, folder: Path) -> Autoencoder:
         """Reads what `save` wrote, ready to use (`eval`). Raises ModelError: missing, damaged, or of another version."""
         path = folder / "autoencoder.json"
         try:
-            about = cast("dict[str, Any]", read_object(path))
+            about = cast("dict[str, Any]", json.loads(path.read_bytes()))
             config = validate(AutoencoderConfig, about["config"])
             model = cls([int(width) for width in about["widths"]], config)
             if about["format"] != FORMAT:
                 raise ModelError(f"{path} has format {about['format']}; this version reads {FORMAT}.")
             model.load_state_dict(load_file(folder / "autoencoder.safetensors"))
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ConfigError) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            RuntimeError,
+            SafetensorError,
+            ConfigError,
+        ) as error:
             raise ModelError(f"There is no autoencoder that can be read in {folder}: {error}") from error
         if model.fingerprint() != about["sha256"]:
             raise ModelError(

@@ -1,5 +1,5 @@
-"""FastICA (Hyvärinen 1999): independent components by a fixed-point iteration, symmetric decorrelation, log cosh. The baseline that
-knows neither agents nor sparsity.
+"""FastICA (Hyvärinen 1999): independent components by a fixed-point iteration, symmetric decorrelation, log cosh. The baseline
+that knows neither agents nor sparsity.
 """
 
 from __future__ import annotations
@@ -65,14 +65,13 @@ def fast_ica(
         torch.randn(num_components, num_components, generator=generator, dtype=torch.float64).to(white.device)
     )
     done, converged = 0, False
-    for done in range(1, max_iterations + 1):
+    while done < max_iterations and not converged:
+        done += 1
         value = torch.tanh(white @ rotation.T)  # [S, Z]
         slope = (1 - value.square()).mean(0)
         changed = _decorrelate(value.T @ white / len(white) - slope[:, None] * rotation)
         converged = bool(((changed * rotation).sum(1).abs() - 1).abs().max() < tolerance)
         rotation = changed
-        if converged:
-            break
     unmixing = rotation @ whiten
     return ICA(unmixing, torch.linalg.pinv(unmixing), mean, done, converged)
 

@@ -25,7 +25,7 @@ import math
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -211,7 +211,7 @@ def penalty(
     """ℓ₁, its estimate, or a bound of it, by the backend's name.
 
     Args:
-        num_pairs: of `sampled`; None = every row once, the largest saving at which an update still sees all rows: 1/S of the work.
+        num_pairs: of `sampled`; None = every row once, the largest saving at which an update sees all rows: 1/S of the work.
     """
     if backend == "exact":
         return l1_exact(slopes, weight_in, weight_out, max_bytes)
@@ -222,9 +222,7 @@ def penalty(
         noise = torch.randn(shape, generator=generator, device=device, dtype=slopes.dtype)
         return group_norm(slopes, weight_in, weight_out, noise)
     pairs = draw_pairs(num_pairs or len(weight_out), len(slopes), len(weight_out), generator)
-    return l1_sampled(
-        slopes, weight_in, weight_out, Pairs(*(index.to(slopes.device) for index in pairs))
-    )
+    return l1_sampled(slopes, weight_in, weight_out, Pairs(*(index.to(slopes.device) for index in pairs)))
 
 
 def squared_mean(

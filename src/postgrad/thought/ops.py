@@ -86,7 +86,7 @@ def ramp(step: int, warmup_steps: int, ramp_steps: int) -> float:
 def adjust_penalty(
     penalty_weight: float, error: float, allowed: float, rate: float, share: float = 1.0
 ) -> float:
-    """λ·exp(rate·clip((allowed − error)/allowed, −1, 1)·share): more penalty while the error is below what is allowed, less above.
+    """λ·exp(rate·clip((allowed − error)/allowed, −1, 1)·share): more penalty while the error is below what is allowed.
 
     >>> round(adjust_penalty(0.3, 0.1, 0.2, 0.02), 5), round(adjust_penalty(0.3, 9.0, 0.2, 0.02), 5)  # e^0.01, e^−0.02
     (0.30302, 0.29406)
@@ -114,7 +114,7 @@ def agent_rms(
     return (total / torch.bincount(agent_rows, minlength=num_agents)[:, None]).sqrt().T
 
 
-def binarise(magnitude: Float[Tensor, "*shape"], tolerance: float) -> Bool[Tensor, "*shape"]:
+def binarise(magnitude: Float[Tensor, "*"], tolerance: float) -> Bool[Tensor, "*"]:
     """|J| > tolerance·max |J|; all False where J is 0.
 
     >>> binarise(torch.tensor([[1.0, -0.05], [0.2, 0.1]]), 0.1).tolist()
@@ -295,7 +295,7 @@ def mean_correlation(
     found_score: Float[Tensor, "R X"],
     true_score: Float[Tensor, "R Z"],
 ) -> Matched:
-    """MCC: the assignment is made on one set of samples and scored on another, because the best of Z! assignments flatters itself.
+    """MCC: the assignment is made on one set of samples and scored on another, because the best of Z! flatters itself.
 
     >>> z = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 5.0]])
     >>> found = mean_correlation(-z.flip(1), z, z.flip(1), z)
@@ -327,7 +327,7 @@ def block_r2(
     return 1 - rest.square().sum(0) / (true_score - true_score.mean(0)).square().sum(0)
 
 
-def f1(found: Bool[Tensor, "*shape"], true: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
+def f1(found: Bool[Tensor, "*"], true: Bool[Tensor, "*"]) -> Float[Tensor, ""]:
     """2·hits/(found + true) of two supports; 1 where both are empty.
 
     >>> f1(torch.tensor([True, True, False]), torch.tensor([True, False, True])).item()

@@ -70,7 +70,7 @@ class Structure(NamedTuple):
     def stability(
         self, tolerances: Sequence[float] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
     ) -> list[StabilityPoint]:
-        """The structure at other tolerances. One that is found by the data, not by the tolerance, hardly changes around its own."""
+        """The structure at other tolerances. One that the data have, not the tolerance, hardly changes around its own."""
         points: list[StabilityPoint] = []
         for tolerance in tolerances:
             held = ops.binarise(self.agent_rms, tolerance)
@@ -88,9 +88,13 @@ class Structure(NamedTuple):
         agents = len(counts) - 1
         found: list[str] = []
         if alive and agents > 1 and counts[1] == alive:
-            found.append("No thought is shared (α = 1 for all): agents have nothing to tell each other by it.")
+            found.append(
+                "No thought is shared (α = 1 for all): agents have nothing to tell each other by it."
+            )
         if alive and agents > 1 and counts[agents] == alive:
-            found.append(f"All agents hold every thought (α = {agents} for all): the penalty selects nothing.")
+            found.append(
+                f"All agents hold every thought (α = {agents} for all): the penalty selects nothing."
+            )
         if counts[0]:
             found.append(f"{counts[0]} of {sum(counts)} thoughts are held by nobody.")
         return found
