@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--dims", type=int, nargs="+", help="default 8 16 32 64 (quick: 8)")
     parser.add_argument("--seeds", type=int, help="default 5 (quick: 2)")
     parser.add_argument("--start", choices=("ica", "random"), default="ica")
-    parser.add_argument("--penalty", type=float, default=0.1)
+    parser.add_argument("--penalty", type=float, default=0.05)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

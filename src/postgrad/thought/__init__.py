@@ -25,14 +25,14 @@ from postgrad.thought.config import AutoencoderConfig
 if TYPE_CHECKING:
     from postgrad.thought import jacobian, ops
     from postgrad.thought.autoencoder import Autoencoder, Fitted, fit
-    from postgrad.thought.baselines import ICA, fast_ica
+    from postgrad.thought.baselines import IndependentComponents, fast_ica
     from postgrad.thought.structure import Structure, read_structure
 
 __all__ = [
-    "ICA",
     "Autoencoder",
     "AutoencoderConfig",
     "Fitted",
+    "IndependentComponents",
     "Structure",
     "fast_ica",
     "fit",
@@ -44,7 +44,7 @@ __all__ = [
 _PLACES = {
     "Autoencoder": "autoencoder",
     "Fitted": "autoencoder",
-    "ICA": "baselines",
+    "IndependentComponents": "baselines",
     "Structure": "structure",
     "fast_ica": "baselines",
     "fit": "autoencoder",

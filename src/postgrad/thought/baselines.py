@@ -12,7 +12,7 @@ from torch import Tensor
 from postgrad.core.errors import DataError
 
 
-class ICA(NamedTuple):
+class IndependentComponents(NamedTuple):
     """Attributes:
     unmixing: W with sources = (states − mean)·Wᵀ [Z, H].
     mixing: the pseudo-inverse [H, Z].
@@ -38,7 +38,7 @@ def fast_ica(
     generator: torch.Generator | None = None,
     max_iterations: int = 500,
     tolerance: float = 1e-6,
-) -> ICA:
+) -> IndependentComponents:
     """W ← E[g(Wx)xᵀ] − diag(E[g′(Wx)])·W, then W ← (WWᵀ)^{−½}W, with g = tanh, on whitened states x.
 
     Args:
@@ -73,7 +73,7 @@ def fast_ica(
         converged = bool(((changed * rotation).sum(1).abs() - 1).abs().max() < tolerance)
         rotation = changed
     unmixing = rotation @ whiten
-    return ICA(unmixing, torch.linalg.pinv(unmixing), mean, done, converged)
+    return IndependentComponents(unmixing, torch.linalg.pinv(unmixing), mean, done, converged)
 
 
 def _decorrelate(matrix: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ Shapes: S samples, H state dimensions of all agents, Z thoughts, A agents.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -225,7 +225,7 @@ def correlations(left: Float[Tensor, "S X"], right: Float[Tensor, "S Y"]) -> Flo
     [[-1.0, 0.0]]
     """
     left, right = left - left.mean(0), right - right.mean(0)
-    size = left.norm(dim=0)[:, None] * right.norm(dim=0)
+    size = left.square().sum(0).sqrt()[:, None] * right.square().sum(0).sqrt()
     found = (left.T @ right) / size.clamp(min=torch.finfo(size.dtype).tiny)
     return torch.where(size > 0, found.clamp(-1, 1), 0.0)
 
@@ -322,7 +322,8 @@ def block_r2(
     [1.0]
     """
     mean_found, mean_true = found_fit.mean(0), true_fit.mean(0)
-    slope = torch.linalg.pinv(found_fit - mean_found) @ (true_fit - mean_true)
+    inverse = cast("Tensor", cast("Any", torch.linalg).pinv(found_fit - mean_found))  # not typed
+    slope = inverse @ (true_fit - mean_true)
     rest = true_score - mean_true - (found_score - mean_found) @ slope
     return 1 - rest.square().sum(0) / (true_score - true_score.mean(0)).square().sum(0)
 
