@@ -1,4 +1,4 @@
-"""Are the thoughts found that were planted? Ours, the same without a penalty, and FastICA.
+"""Are the thoughts found that were planted? Ours, without a penalty from the same first weights or random ones, and FastICA.
 
 Laplace thoughts, three agents, a leaky MLP for each state dimension that sees 1 to 4 of its agent's thoughts
 (`_planted_thoughts.py`). MCC: assignment made on 10,000 samples, scored on 4,000 others. B: support of the Jacobian by entries
@@ -22,7 +22,7 @@ from postgrad.thought.baselines import fast_ica
 from postgrad.thought.config import AutoencoderConfig
 from postgrad.thought.structure import read_structure
 
-WAYS = ("ours", "no penalty", "FastICA")
+WAYS = ("ours", "same start, no penalty", "no penalty", "FastICA")
 BARS = Score(0.95, float("nan"), 0.95, float("nan"))
 ENTRY_TOLERANCE = 0.2
 
@@ -78,12 +78,15 @@ def main() -> None:
                     "refit_steps": 0,
                 }
             )
+            configs = {
+                "ours": ours,
+                "same start, no penalty": free.model_copy(update={"start": ours.start}),
+                "no penalty": free,
+            }
             for way in WAYS:
                 started = time.process_time()
-                if way == "FastICA":
-                    one = by_ica(planted, seed, ours.tolerance)
-                else:
-                    one = by_autoencoder(planted, ours if way == "ours" else free)
+                config = configs.get(way)
+                one = by_autoencoder(planted, config) if config else by_ica(planted, seed, ours.tolerance)
                 found.setdefault((dim, way), []).append(one)
                 shown = ", ".join(f"{name} {value:.3f}" for name, value in one._asdict().items())
                 print(
