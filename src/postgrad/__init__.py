@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from postgrad._version import __version__
 
 if TYPE_CHECKING:
-    from postgrad import influence, mara, memory, playbook, rl, scaling, tasks
+    from postgrad import influence, mara, memory, playbook, rl, scaling, tasks, thought
     from postgrad.core.errors import PostgradError
     from postgrad.core.models import Model, load
     from postgrad.core.run import Run
@@ -34,6 +34,7 @@ __all__ = [
     "rl",
     "scaling",
     "tasks",
+    "thought",
 ]
 
 _MODULES = {
@@ -44,6 +45,7 @@ _MODULES = {
     "rl": "postgrad.rl",
     "scaling": "postgrad.scaling",
     "tasks": "postgrad.tasks",
+    "thought": "postgrad.thought",
 }
 _NAMES = {
     "Model": "postgrad.core.models",

@@ -20,6 +20,7 @@ from postgrad.mara.config import ExplainConfig, MeasureConfig
 from postgrad.playbook.config import LearnConfig
 from postgrad.rl import RLConfig
 from postgrad.scaling import ScalingConfig
+from postgrad.thought.config import AutoencoderConfig
 
 FACES = [
     "postgrad",
@@ -32,11 +33,13 @@ FACES = [
     "postgrad.rl",
     "postgrad.scaling",
     "postgrad.tasks",
+    "postgrad.thought",
 ]
 MODULES = sorted(
     m.name for m in pkgutil.walk_packages(postgrad.__path__, "postgrad.") if "__main__" not in m.name
 )
 CONFIGS: list[type[Config]] = [
+    AutoencoderConfig,
     ExplainConfig,
     InfluenceConfig,
     LearnConfig,
