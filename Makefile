@@ -49,6 +49,7 @@ bench: $(VENV)/.installed
 	$(PY) benchmarks/influence_ablation.py --quick
 	$(PY) benchmarks/influence_mislabeled.py --quick
 	$(PY) benchmarks/influence_speed.py --quick
+	$(PY) benchmarks/thought_jacobian.py --quick
 	$(PY) benchmarks/playbook_prefix.py --quick
 	$(PY) benchmarks/playbook_dedup.py --quick
 	$(PY) benchmarks/playbook_log.py --quick
