@@ -2,7 +2,7 @@
 
 The stream: 200 steps of made-up text, the same playbook states and tasks for both layouts. Questions have about 100 tokens,
 reflections about 250, bullets about 45 with id and section (as in the authors' published playbook); each step adds bullets until
-the playbook has grown by about 10,000 tokens, from none or from 18,000, tags three bullets, and one step in ten updates one. A
+the playbook has grown by about 10,000 tokens, from none, 5,000 or 18,000, tags three bullets, and one step in ten updates one. A
 token is four characters. Of the first calls of consecutive samples the share of characters is taken that a prompt has in common,
 from its beginning, with the prompt of the same role before it (`ops.shared_prefix_fraction`). `new at least` is what no layout
 can keep: question, reflection and lines that were not there before.
@@ -155,7 +155,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the same: it takes seconds")
     parser.add_argument("--steps", type=int, default=200)
     steps = parser.parse_args().steps
-    streams = {"from nothing": measure(steps, 0, 10_000), "from the paper's size": measure(steps, *LARGE)}
+    streams = {
+        "from nothing": measure(steps, 0, 10_000),
+        "from 5,000 tokens": measure(steps, 5_000, 15_000),
+        "from the paper's size": measure(steps, *LARGE),
+    }
     rows: list[list[object]] = [
         [
             f"{role}, {name}",
