@@ -7,8 +7,8 @@ Departures from the paper:
    made of (Stein's identity), in place of covariances themselves.
 3. The default chains have a frozen EK-FAC preconditioner (2308.03296) and average the noise of consecutive steps (1203.5428), so
    that their law has no step-size error where it is Gaussian; the paper's chains are `method = "sgld"` and `"rmsprop"`.
-4. The damping λ = γ/(nβ) is given, not γ; β is by default what keeps draws near the weights, and a step is in units of the
-   largest curvature, which is measured.
+4. The damping λ = γ/(nβ) is given, or of `stein` measured, not γ; β is by default what keeps draws near the weights, and a step
+   is in units of the largest curvature, which is measured.
 5. Rankings are withheld when R̂, ESS, drift, stability or agreement with half the step fail.
 
 Start at `ops.py` (the equations), then `stein.py`, `sampler.py`, `layers.py` and `ekfac.py`, `data.py` and `examples.py` (what a

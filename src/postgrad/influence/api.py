@@ -230,10 +230,12 @@ def _stein(
     log: Log | None,
     files: ChainFiles | None,
 ) -> Result:
+    if files is not None and files.measured is not None:
+        config = config.model_copy(update={"damping": files.measured})
     config = measure_damping(basis, parameters, train, config)
     posterior = Posterior(parameters, train, basis, config)
     if files is not None:
-        files.keep_origin(basis, torch.nan)
+        files.keep_origin(basis, config.chosen_damping)
     metrics = {
         "sampler/damping": config.chosen_damping,
         "sampler/beta": posterior.beta,
@@ -317,7 +319,7 @@ def _sampled(
     metrics: dict[str, float] = {}
     step, curvature = config.relative_step, torch.nan
     if config.method in ("langevin", "sgld"):
-        curvature = None if files is None else files.curvature
+        curvature = None if files is None else files.measured
         curvature = posterior.largest_curvature(generator) if curvature is None else curvature
         step /= curvature
         metrics["sampler/curvature"] = curvature

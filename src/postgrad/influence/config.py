@@ -17,9 +17,9 @@ DRAWN: tuple[Method, ...] = ("stein", *SAMPLED)
 
 
 class _Default(NamedTuple):
-    """What a method takes where nothing is given."""
+    """What a method takes where nothing is given; damping None = measured."""
 
-    damping: float
+    damping: float | None
     radius: float
     draws: int
 
@@ -27,7 +27,7 @@ class _Default(NamedTuple):
 _CHAINS = _Default(damping=0.1, radius=0.5, draws=200)
 _AT_WEIGHTS = _Default(damping=1e-3, radius=0.5, draws=0)
 _DEFAULTS: Mapping[Method, _Default] = {
-    "stein": _Default(damping=3e-3, radius=0.8, draws=4),
+    "stein": _Default(damping=None, radius=0.8, draws=4),
     **dict.fromkeys(SAMPLED, _CHAINS),
     **dict.fromkeys(("ekfac", "gradient", "bm25"), _AT_WEIGHTS),
 }
@@ -41,11 +41,11 @@ class InfluenceConfig(Config):
     paper's; `laplace`: independent draws by the same factors; or a baseline at the weights themselves: `ekfac`, `gradient` (dot
     products), `bm25` (words alone)."""
     damping: float | None = Field(default=None, gt=0)
-    """λ = γ/(nβ): how strongly draws are held to the weights, in units of the curvature of the mean loss. None = 0.003 (stein),
-    0.001 (ekfac), 0.1 (chains, laplace)."""
-    damping_share: float = Field(default=0.0, ge=0)
-    """Above 0, of stein without damping: λ = share·‖∇L‖/‖w‖ in place of a constant. With share 1 it is about the pull towards 0
-    under which the weights would stay, ∇L + λw = 0: the further from a minimum training has ended, the more damping. Try 0.25."""
+    """λ = γ/(nβ): how strongly draws are held to the weights, in units of the curvature of the mean loss. None = measured, by
+    `damping_share` (stein), 0.001 (ekfac), 0.1 (chains, laplace)."""
+    damping_share: float = Field(default=0.25, gt=0)
+    """Of stein without damping: λ = share·‖∇L‖/‖w‖. With share 1 it is about the pull towards 0 under which the weights would
+    stay, ∇L + λw = 0: the further from a minimum training has ended, the more damping."""
     beta: float | None = Field(default=None, gt=0)
     """β, inverse temperature; nβ multiplies the mean loss. None = such that draws stay within `radius`."""
     radius: float | None = Field(default=None, gt=0)
@@ -114,13 +114,15 @@ class InfluenceConfig(Config):
 
     @property
     def chosen_damping(self) -> float:
-        """`damping`, or the method's default."""
-        return _DEFAULTS[self.method].damping if self.damping is None else self.damping
+        """`damping`, or the method's default; of `stein` where it is given or was measured."""
+        found = _DEFAULTS[self.method].damping if self.damping is None else self.damping
+        assert found is not None, "measure_damping comes first"
+        return found
 
     @property
     def measures_damping(self) -> bool:
         """Whether damping is found from the model and its training examples."""
-        return self.method == "stein" and self.damping is None and self.damping_share > 0
+        return self.damping is None and _DEFAULTS[self.method].damping is None
 
     @property
     def chosen_radius(self) -> float:

@@ -1,6 +1,6 @@
 """Chains that outlive their process: a directory with a file for each chain, and one for what they all rest on.
 
-    origin.safetensors      EK-FAC's axes and eigenvalues, the measured curvature, and of which input all this is
+    origin.safetensors      EK-FAC's axes and eigenvalues, curvature or damping as measured, and of which input all this is
     chain-0.safetensors     place, generator, draws and token moments of a chain; of stein, what it found when it has ended
     half-0.safetensors      the same of a chain with half the step
     chain.losses            training losses at the draws of all chains, float32 [C, S, N], mapped into memory; half.losses
@@ -49,7 +49,7 @@ class ChainFiles:
         folder: made if missing.
 
     Attributes:
-        curvature: the measured one, None where it is not known yet.
+        measured: the largest curvature, or λ of stein; None where it is not known yet.
 
     Raises:
         RunError: it cannot be written.
@@ -57,7 +57,7 @@ class ChainFiles:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        self.curvature: float | None = None
+        self.measured: float | None = None
         self._identity: dict[str, str] = {}
         self._mapped: list[Any] = []
         self._interrupted = False
@@ -72,7 +72,7 @@ class ChainFiles:
     # -- what the chains rest on -----------------------------------------------------------------------------------
 
     def begin(self, identity: Mapping[str, str], basis: Basis) -> bool:
-        """Puts the axes, eigenvalues and curvature in place that were kept; whether there were any.
+        """Puts the axes and eigenvalues in place that were kept, and `measured`; whether there were any.
 
         Args:
             identity: of the input; see `identify`.
@@ -97,15 +97,15 @@ class ChainFiles:
             parts = (found.get(f"{name}.{number}") for name in _AXES)  # a norm has no axes
             moved = (None if part is None else part.to(basis.device) for part in parts)
             layer.output_axes, layer.input_axes, layer.eigenvalues = moved
-        self.curvature = float(found["curvature"])
+        self.measured = float(found["measured"])
         return True
 
-    def keep_origin(self, basis: Basis, curvature: float) -> None:
+    def keep_origin(self, basis: Basis, measured: float) -> None:
         """Keeps them for the next time. Raises RunError (full disk)."""
-        if self.curvature is not None:
+        if self.measured is not None:
             return
-        self.curvature = curvature
-        state = {"curvature": torch.tensor(curvature, dtype=torch.float64)}
+        self.measured = measured
+        state = {"measured": torch.tensor(measured, dtype=torch.float64)}
         for number, layer in enumerate(basis.layers if isinstance(basis, LayerBasis) else []):
             parts = layer.output_axes, layer.input_axes, layer.eigenvalues
             state |= {

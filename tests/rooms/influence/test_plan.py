@@ -64,6 +64,9 @@ METHODS: list[dict[str, Any]] = [
     QUICK | {"method": "laplace"},
     QUICK | {"method": "ekfac", "token_examples": 99},  # of all: which way they are ranked is not planned
     QUICK | {"method": "gradient", "token_examples": 99},
+    QUICK | {"method": "stein", "token_examples": 99},
+    QUICK
+    | {"method": "stein", "token_examples": 99, "damping": 0.01},  # which saves the pass that measures it
 ]
 
 
@@ -105,7 +108,7 @@ def test_passes_are_those_of_a_run(
     )
 
 
-@pytest.mark.parametrize("method", ["langevin", "laplace", "ekfac", "gradient"])
+@pytest.mark.parametrize("method", ["langevin", "laplace", "ekfac", "gradient", "stein"])
 def test_operations_are_about_those_of_a_run(model: Model, method: str) -> None:
     options = {"method": method, "chains": 1, "draws": 4, "burn_in": 2, "thin": 1, "check_step": False}
     sizes, found, _ = planned(model, options)
@@ -138,7 +141,7 @@ def test_bytes_are_those_of_the_tensors(model: Model, options: dict[str, Any], t
     assert found.draws_bytes == sum(part.nbytes for part in result.draws)
     assert on_disk.draws_bytes == sum(part.nbytes for part in result.draws[1:])
     kept = load_file(tmp_path / "origin.safetensors")
-    del kept["curvature"]
+    del kept["measured"]
     assert found.factors_bytes == sum(part.nbytes for part in kept.values())
     chain = load_file(tmp_path / "chain-0.safetensors")
     assert found.chain_bytes == sum(chain[name].nbytes for name in ("displacement", "noise")) * 3 // 2

@@ -39,7 +39,7 @@ LAMBDA = 0.3
 @contextlib.contextmanager
 def chain(module: nn.Module, train: Any, seed: int = 0, **options: Any) -> Any:
     """(chain, posterior, basis, parameters) on fitted factors, while the module is borrowed."""
-    config = InfluenceConfig(method="stein", **options)
+    config = InfluenceConfig(**{"method": "stein", "damping": 3e-3, **options})
     chosen = choose_parameters(module, config.parameters)
     with borrowed(module, chosen) as parameters:
         basis = LayerBasis(find_layers(module, chosen), parameters)
@@ -406,6 +406,21 @@ def test_stopped_in_and_between_chains_it_gives_the_same_bits(tmp_path: Path) ->
         run(module, train, queries, state=tmp_path, **options, damping=0.5)
 
 
+def test_measured_damping_is_kept_with_the_chains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not measured again, so that all chains have the same λ, bit by bit, and scores are those of one run."""
+    module, train, queries = classifier()
+    whole = run(module, train, queries, chains=3, self_scores=True)
+
+    def stop(step: int, metrics: Any) -> None:
+        if step == 6:  # in the second chain
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run(module, train, queries, chains=3, self_scores=True, state=tmp_path, log=stop)
+    monkeypatch.setattr(stein, "standing_damping", lambda *_: pytest.fail("measured again"))
+    assert_same(whole, run(module, train, queries, chains=3, self_scores=True, state=tmp_path))
+
+
 def test_ctrl_c_ends_it_at_the_next_draw_of_any_pass(tmp_path: Path) -> None:
     """Also in the passes of the gradients, which tell no progress."""
     module, train, queries = classifier()
@@ -473,30 +488,38 @@ def test_odd_draws_are_refused_where_stein_takes_them() -> None:
         ValidateConfig(draws=25, methods=("laplace", "stein"))
 
 
-def test_damping_is_measured_where_a_share_is_given() -> None:
+def test_damping_is_measured_where_none_is_given() -> None:
     """¼·‖∇L‖/‖w‖ by hand, in the unit of the curvature; the same as if it had been given."""
     module, train, queries = regression()
     with torch.no_grad():
         module.weight.add_(0.3)
     weight = module.weight.detach()[0]
     gradient = (train.x @ weight - train.y) @ train.x / len(train)
-    found = run(module, train, queries, method="stein", damping_share=0.25)
+    found = run(module, train, queries)
     expected = 0.25 * float(gradient.norm() / weight.norm())
     assert found.diagnostics["sampler/damping"] == pytest.approx(expected, rel=1e-5)
-    assert run(module, train, queries).diagnostics["sampler/damping"] == 0.003
-    given = run(module, train, queries, method="stein", damping=found.diagnostics["sampler/damping"])
+    given = run(module, train, queries, damping=found.diagnostics["sampler/damping"], damping_share=4.0)
     assert torch.equal(found.scores, given.scores)
     half = run(module, train, queries, method="stein", damping_share=0.125, batch_size=5)
     assert half.diagnostics["sampler/damping"] == pytest.approx(expected / 2, rel=1e-5)
     train.x, train.y = 2 * train.x, 2 * train.y  # every loss four times as large
-    assert run(module, train, queries, damping_share=0.25).diagnostics["sampler/damping"] == pytest.approx(
-        4 * expected, rel=1e-5
-    )
+    assert run(module, train, queries).diagnostics["sampler/damping"] == pytest.approx(4 * expected, rel=1e-5)
+
+
+def test_nothing_is_measured_where_damping_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor of any other method."""
+    module, train, queries = regression()
+    monkeypatch.setattr(stein, "standing_damping", lambda *_: pytest.fail("measured"))
+    for options, expected in (({"damping": 0.02}, 0.02), ({"method": "laplace", "draws": 4}, 0.1)):
+        found = run(module, train, queries, **options, damping_share=0.5)
+        assert found.diagnostics["sampler/damping"] == expected
+    with pytest.raises(ConfigError, match="damping_share"):
+        run(module, train, queries, damping_share=0.0)
 
 
 def test_at_a_minimum_damping_is_a_thousandth_of_the_curvature() -> None:
     module, train, queries = regression()
-    found = run(module, train, queries, method="stein", damping_share=0.25).diagnostics["sampler/damping"]
+    found = run(module, train, queries).diagnostics["sampler/damping"]
     assert found == pytest.approx(1e-3 * float(train.x.square().sum()) / len(train) / 4, rel=1e-4)
 
 
