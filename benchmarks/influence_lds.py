@@ -11,6 +11,8 @@ Laplace draws are one long run each, whose first draws are judged too (their sec
 the empirical Fisher information by the N × N kernel, what TRAK (2303.14186) approximates by random projections.
 
     python benchmarks/influence_lds.py [--board digits|noisy|texts] [--quick] [--seeds 3] [--out DIR] [--figure FILE.svg]
+
+Rows that DIR has are not measured again, but for those of `--again METHOD`.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ import _digits
 import _planted
 from _common import ROOT, finish, machine, print_table, require_peer, show_interval
 from postgrad.core.figures import Figure, Line, standalone, to_svg
-from postgrad.core.runfiles import LineFile
+from postgrad.core.runfiles import LineFile, replace_file
 from postgrad.influence import ops
 from postgrad.influence.api import run
 from postgrad.influence.baselines import gradient_scores
@@ -160,20 +162,27 @@ def _told(done: int, total: int) -> None:
 Row = dict[str, Any]
 
 
-def ours(board: Board, quick: bool) -> Iterator[Row]:
-    """All our methods."""
-    for damping in DAMPINGS:
+def ours(board: Board, quick: bool, only: Sequence[str]) -> Iterator[Row]:
+    """Our methods; `only` these, if any are named."""
+
+    def wanted(method: str) -> bool:
+        return not only or method in only
+
+    for damping in DAMPINGS if wanted("ekfac") else ():
         yield _run(board, "ekfac", f"λ = {damping:g}", damping=damping)
-    yield _run(board, "gradient", "")
-    if board.true:
+    if wanted("gradient"):
+        yield _run(board, "gradient", "")
+    if board.true and wanted("bm25"):
         yield _run(board, "bm25", "")
-    for damping in DUAL_DAMPINGS:
+    for damping in DUAL_DAMPINGS if wanted("dual") else ():
         started = time.monotonic()
         scores = dual(board, damping)
         yield _row(board, "dual", f"λ = {damping:g}", scores, time.monotonic() - started)
-    for chains, draws in STEIN[: 2 if quick else None]:
+    for chains, draws in STEIN[: 2 if quick else None] if wanted("stein") else ():
         yield _run(board, "stein", f"{chains} × {draws} draws", chains=chains, draws=draws)
     for method, options in (TEXT_CHAINS if board.true else CHAINS).items():
+        if not wanted(method):
+            continue
         short = {"draws": 16, "burn_in": 10} if quick else {}
         found = run(board.module, board.train, board.queries, method=method, check_step=False, tokens=False,
                     **{**board.options, **options, **short})  # fmt: skip
@@ -325,6 +334,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="keep models, ground truth and rows here")
     parser.add_argument("--figure", type=Path, help="draw LDS against seconds into FILE-BOARD.svg")
+    parser.add_argument("--again", action="append", help="measure this method again, of rows that --out has")
     parser.add_argument("--no-peer", action="store_true", help="without kronfluence")
     options = parser.parse_args()
     python = None if options.no_peer else require_peer("attr", "kronfluence")
@@ -337,10 +347,12 @@ def main() -> None:
         for name in boards:
             rows: list[Row] = []
             for seed in range(1 if options.quick else options.seeds):
-                with contextlib.closing(LineFile(folder / f"rows-{name}-{seed}.jsonl")) as file:
-                    if not (known := file.read()):
-                        known = measure(name, folder, seed, options.quick, python)
-                        file.append(known)
+                path = folder / f"rows-{name}-{seed}.jsonl"
+                known = [row for row in read(path) if row["method"] not in (options.again or ())]
+                if not known or options.again:
+                    only = options.again if known else ()
+                    known += measure(name, folder, seed, options.quick, python, only)
+                    replace_file(path, "".join(json.dumps(row) + "\n" for row in known).encode())
                 rows += known
             results[name] = report(name, rows)
             if options.figure is not None:
@@ -360,15 +372,26 @@ def main() -> None:
     )
 
 
-def measure(name: str, folder: Path, seed: int, quick: bool, python: Path | None) -> list[Row]:
-    """All rows of one model."""
+def read(path: Path) -> list[Row]:
+    """Rows that were measured before."""
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    )
+
+
+def measure(
+    name: str, folder: Path, seed: int, quick: bool, python: Path | None, only: Sequence[str]
+) -> list[Row]:
+    """Rows of one model; of `only` these methods, if any are named."""
     board = (
         texts(folder, seed, quick)
         if name == "texts"
         else digits(folder, seed, 0.1 if name == "noisy" else 0.0, quick)
     )
-    rows = [{**row, "seed": seed} for row in ours(board, quick)]
-    return rows + ([] if python is None else [{**row, "seed": seed} for row in kronfluence(board, python)])
+    rows = list(ours(board, quick, only))
+    if python is not None and (not only or "kronfluence" in only):
+        rows += kronfluence(board, python)
+    return [{**row, "seed": seed} for row in rows]
 
 
 if __name__ == "__main__":
