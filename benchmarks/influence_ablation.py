@@ -1,6 +1,6 @@
 """What each hyper-parameter of influence is worth: one at a time, on digits with a tenth of the labels wrong (2509.26544).
 
-Around the defaults of `stein` and of preconditioned Langevin chains (β = 1), each setting is multiplied by factors while the
+Around `stein` with λ = .003, its other defaults, and preconditioned Langevin chains (β = 1), each setting is multiplied by factors while the
 others stay; LDS is that of influence_lds. The last table has chains with other preconditioners and as many steps.
 
     python benchmarks/influence_ablation.py [--quick] [--seeds 3] [--out DIR] [--figure NAME.svg]
@@ -145,7 +145,7 @@ def main() -> None:
         "influence_ablation",
         default,
         best,
-        "LDS of stein at its defaults; peer: the best of all settings tried",
+        "LDS of stein at λ = .003; peer: the best of all settings tried",
         default / best,
         (None, None),
         settings=summary,
