@@ -1,7 +1,7 @@
 """What each hyper-parameter of influence is worth: one at a time, on digits with a tenth of the labels wrong (2509.26544).
 
-Around `stein` with λ = .003, its other defaults, and preconditioned Langevin chains (β = 1), each setting is multiplied by factors while the
-others stay; LDS is that of influence_lds. The last table has chains with other preconditioners and as many steps.
+Around `stein` (λ = .003) and preconditioned Langevin chains (β = 1), each setting is multiplied by factors while the others
+stay; LDS is that of influence_lds. The last table has chains with other preconditioners and as many steps.
 
     python benchmarks/influence_ablation.py [--quick] [--seeds 3] [--out DIR] [--figure NAME.svg]
 """
