@@ -22,8 +22,8 @@ from postgrad.core.models.memory import MemoryConfig, attach, memory_layers
 from postgrad.memory.batches import encode_texts, pad
 from postgrad.memory.config import HealConfig, ProfileConfig
 from postgrad.memory.data import Fact
-from postgrad.memory.heal import heal
-from postgrad.memory.profile import Profile, profile
+from postgrad.memory.healing import heal
+from postgrad.memory.profiling import Profile, profile
 
 TELL = {
     "city": ("{} lives in {}", "the home of {} is in {}", "you find {} in {}"),

@@ -211,7 +211,7 @@ def roles(student: Student) -> Any:
 
 def as_work(prompts: Sequence[Prompt], held_out: Sequence[Prompt] = ()) -> Any:
     """Prompts once each, in order."""
-    from postgrad.playbook.learn import Work
+    from postgrad.playbook.learning import Work
 
     samples = [(f"0/{number}", prompt, None) for number, prompt in enumerate(prompts)]
     return Work(samples, len(samples), tuple(held_out))

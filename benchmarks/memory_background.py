@@ -25,7 +25,7 @@ from postgrad.memory.batches import encode_texts, pad
 from postgrad.memory.config import LearnConfig, ProfileConfig
 from postgrad.memory.data import Fact
 from postgrad.memory.evaluate import answer_questions
-from postgrad.memory.profile import Profile, profile
+from postgrad.memory.profiling import Profile, profile
 from postgrad.memory.sparse import SparseLearner
 
 BACKGROUNDS = ("half of the old facts", "a twentieth of that", "all old facts", "random words", "none")

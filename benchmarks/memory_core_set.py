@@ -26,7 +26,7 @@ from postgrad.core.models import Model, load
 from postgrad.memory import ops
 from postgrad.memory.core_set import Reading, core_set, readings, share_of_rows
 from postgrad.memory.data import Fact
-from postgrad.memory.profile import Profile, require_memory
+from postgrad.memory.profiling import Profile, require_memory
 
 BUDGETS = (8, 32, 128)
 SHOWN = 4

@@ -26,7 +26,7 @@ from postgrad.core.models import Model
 from postgrad.core.models.memory import MemoryConfig, attach
 from postgrad.memory.batches import TokenBatch
 from postgrad.memory.config import LearnConfig
-from postgrad.memory.profile import Profile
+from postgrad.memory.profiling import Profile
 from postgrad.memory.rivals import Rival
 from postgrad.memory.sparse import SparseLearner
 

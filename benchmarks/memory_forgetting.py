@@ -36,7 +36,7 @@ from postgrad.core.models import load
 from postgrad.memory.compare import front, trial
 from postgrad.memory.config import LearnConfig
 from postgrad.memory.evaluate import answer_questions
-from postgrad.memory.learn import Probes
+from postgrad.memory.learning import Probes
 
 SIZES = {"facts": Sizes(600, 100, 2500), "documents": Sizes(150, 25, 1500, 32)}
 QUICK = {"facts": Sizes(200, 25, 1200), "documents": Sizes(40, 8, 1000, 32)}

@@ -27,8 +27,8 @@ from postgrad.core.models.memory import attach
 from postgrad.memory.compare import Trial, trial
 from postgrad.memory.config import HealConfig, LearnConfig
 from postgrad.memory.evaluate import text_loss
-from postgrad.memory.heal import heal
-from postgrad.memory.learn import Probes
+from postgrad.memory.healing import heal
+from postgrad.memory.learning import Probes
 
 SEARCH_SEED = 100
 LEARNING_RATES = (2.0, 10.0, 50.0, 250.0, 1000.0)

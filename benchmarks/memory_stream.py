@@ -30,7 +30,7 @@ from postgrad.memory.batches import encode_texts, pad
 from postgrad.memory.config import LearnConfig
 from postgrad.memory.data import Fact
 from postgrad.memory.evaluate import answer_questions, text_loss
-from postgrad.memory.profile import Profile
+from postgrad.memory.profiling import Profile
 from postgrad.memory.rivals import Rival
 from postgrad.memory.sparse import SparseLearner
 

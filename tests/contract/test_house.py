@@ -29,6 +29,7 @@ FACES = [
     "postgrad.engines.chat",
     "postgrad.influence",
     "postgrad.mara",
+    "postgrad.memory",
     "postgrad.playbook",
     "postgrad.rl",
     "postgrad.scaling",
@@ -57,6 +58,16 @@ def test_the_public_face_is_sorted_and_complete(name: str) -> None:
         assert getattr(module, member) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         module.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("name", FACES)
+def test_what_the_public_face_has_stays_when_its_modules_are_imported(name: str) -> None:
+    package = importlib.import_module(name)
+    before = {member: getattr(package, member) for member in package.__all__}
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.name in before:
+            importlib.import_module(f"{name}.{module.name}")
+    assert {member: getattr(package, member) for member in package.__all__} == before
 
 
 def test_importing_postgrad_and_its_configs_needs_no_torch() -> None:

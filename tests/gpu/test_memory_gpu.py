@@ -9,7 +9,7 @@ from tests.rooms.rl.conftest import VOCAB, build
 from postgrad.core.models.memory import MemoryConfig, attach, ops
 from postgrad.memory.batches import TokenBatch
 from postgrad.memory.config import LearnConfig
-from postgrad.memory.profile import Profile
+from postgrad.memory.profiling import Profile
 from postgrad.memory.sparse import Learned, SparseLearner
 
 pytestmark = [

@@ -19,7 +19,7 @@ pytest.importorskip("triton")
 from postgrad.core.models.memory import MemoryConfig, attach, kernels, ops
 from postgrad.memory.batches import TokenBatch
 from postgrad.memory.config import LearnConfig
-from postgrad.memory.profile import Profile
+from postgrad.memory.profiling import Profile
 from postgrad.memory.sparse import Learned, SparseLearner
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -54,7 +54,7 @@ def main(
     from postgrad.core.models import load, save
     from postgrad.core.models.memory import attach
     from postgrad.memory.evaluate import text_loss
-    from postgrad.memory.heal import heal
+    from postgrad.memory.healing import heal
 
     loaded = load(model, device=device)
     before = text_loss(loaded, texts[:200]) if texts else None

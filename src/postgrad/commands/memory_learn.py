@@ -17,7 +17,7 @@ from postgrad.memory.config import LearnConfig
 
 if TYPE_CHECKING:
     from postgrad.memory.data import Fact
-    from postgrad.memory.learn import Probes
+    from postgrad.memory.learning import Probes
 
 KIND = "memory.learn"
 BACKGROUND_PROBES = 200
@@ -66,7 +66,7 @@ def main(
     inputs.print_notes()
 
     from postgrad.core.models import load, save
-    from postgrad.memory.learn import edits_in_force, learn
+    from postgrad.memory.learning import edits_in_force, learn
 
     loaded = load(model, device=device)
     if resume:
@@ -120,7 +120,7 @@ class Inputs:
 
     def probes(self) -> Probes:
         """What is looked at."""
-        from postgrad.memory.learn import Probes
+        from postgrad.memory.learning import Probes
 
         return Probes(tuple(self.keep), tuple(self.ask), tuple(self.background[:BACKGROUND_PROBES]))
 
@@ -155,7 +155,7 @@ def _plan(
     """All that `learn` checks before it needs weights, then the largest edit."""
     from postgrad.commands.memory_plan import note_missing_files, planned_dtype, show_plan
     from postgrad.core.models.skeleton import load_outline
-    from postgrad.memory.learn import check_without_weights
+    from postgrad.memory.learning import check_without_weights
     from postgrad.memory.plan import read_sizes
 
     notes = list(inputs.notes)

@@ -16,7 +16,7 @@ def main(model: Path, background: Path, device: str, options: Mapping[str, Any])
 
     from postgrad.core.models import load
     from postgrad.memory.data import read_texts
-    from postgrad.memory.profile import profile
+    from postgrad.memory.profiling import profile
 
     texts = read_texts(background)
     found = profile(load(model, device=device), texts, config, _progress)

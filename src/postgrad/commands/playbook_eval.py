@@ -81,7 +81,7 @@ def read_playbook(path: Path) -> Playbook:
         DataError: it is no playbook.
     """
     from postgrad.playbook.book import Delta, fold
-    from postgrad.playbook.learn import BEST
+    from postgrad.playbook.learning import BEST
     from postgrad.playbook.log import NAME, parse
     from postgrad.playbook.text import parse_text
 

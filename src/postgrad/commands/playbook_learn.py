@@ -15,7 +15,7 @@ from postgrad.playbook.config import ROLES, LearnConfig
 
 if TYPE_CHECKING:
     from postgrad.playbook.book import Playbook
-    from postgrad.playbook.learn import Work
+    from postgrad.playbook.learning import Work
 
 KIND = "playbook.learn"
 HEADLINE = (
@@ -45,7 +45,7 @@ def main(
 
     from postgrad.core.data import plain_text
     from postgrad.playbook.api import learn, make_roles, read_instructions, read_work
-    from postgrad.playbook.learn import trace_work
+    from postgrad.playbook.learning import trace_work
     from postgrad.playbook.log import NAME, PlaybookLog
     from postgrad.playbook.record import is_sample
 

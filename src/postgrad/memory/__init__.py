@@ -7,7 +7,7 @@ Departures from the papers:
 2. Memory can be added beside the MLP of a pretrained model (`mode = "additive"`), not only replace it.
 3. The number of slots need not be a square: half-key sets have the two divisors of N that are nearest to each other.
 
-Start at `ops.py` (which slots), then `sparse.py` (one edit), `learn.py` (the stream), `store.py` (patches), `rivals.py` and
+Start at `ops.py` (which slots), then `sparse.py` (one edit), `learning.py` (the stream), `store.py` (patches), `rivals.py` and
 `plan.py` (what it will take). The layer itself is in `core/models/memory`.
 """
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from postgrad.memory import ops
     from postgrad.memory.data import Fact, read_facts
     from postgrad.memory.evaluate import answer_questions
-    from postgrad.memory.heal import heal
-    from postgrad.memory.learn import learn
+    from postgrad.memory.healing import heal
+    from postgrad.memory.learning import learn
     from postgrad.memory.plan import plan_edit, read_sizes
-    from postgrad.memory.profile import profile
+    from postgrad.memory.profiling import profile
     from postgrad.memory.store import PatchStore
 
 __all__ = [
@@ -56,10 +56,10 @@ _PLACES = {
     "PatchStore": "postgrad.memory.store",
     "answer_questions": "postgrad.memory.evaluate",
     "attach": "postgrad.core.models.memory.attach",
-    "heal": "postgrad.memory.heal",
-    "learn": "postgrad.memory.learn",
+    "heal": "postgrad.memory.healing",
+    "learn": "postgrad.memory.learning",
     "plan_edit": "postgrad.memory.plan",
-    "profile": "postgrad.memory.profile",
+    "profile": "postgrad.memory.profiling",
     "read_facts": "postgrad.memory.data",
     "read_sizes": "postgrad.memory.plan",
     "set_index": "postgrad.core.models.memory.attach",

@@ -12,7 +12,7 @@ from postgrad.core.errors import DataError, TrainingError
 from postgrad.core.models import Model, load
 from postgrad.memory.config import CompareConfig, LearnConfig, Method, StreamConfig
 from postgrad.memory.data import Fact
-from postgrad.memory.learn import Probes, encode_edits, learn
+from postgrad.memory.learning import Probes, encode_edits, learn
 from postgrad.memory.plan import edit_flops, read_sizes
 
 LEARNING_RATES: Mapping[Method, tuple[float, ...]] = {

@@ -15,7 +15,7 @@ from torch import Tensor
 from postgrad.core.models import Model
 from postgrad.core.models.memory.patch import Patch, tables
 from postgrad.memory.batches import encode_texts, pad
-from postgrad.memory.profile import Recording, require_memory
+from postgrad.memory.profiling import Recording, require_memory
 
 
 class Reading(NamedTuple):

@@ -25,7 +25,7 @@ from postgrad.core.models.memory.shard import gather_columns, norm_over_ranks, o
 from postgrad.memory import ops
 from postgrad.memory.batches import TokenBatch
 from postgrad.memory.config import LearnConfig
-from postgrad.memory.profile import Profile, require_memory
+from postgrad.memory.profiling import Profile, require_memory
 
 
 class Learned(NamedTuple):

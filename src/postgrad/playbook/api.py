@@ -23,7 +23,7 @@ from postgrad.playbook.clean import redact
 from postgrad.playbook.config import ROLES, LearnConfig
 from postgrad.playbook.dedup import Index
 from postgrad.playbook.embed import Embedder, HashedNgrams, SentenceTransformers
-from postgrad.playbook.learn import Learning, Work, answers, draw_held_out, plan_work, retrieve, trace_work
+from postgrad.playbook.learning import Learning, Work, answers, draw_held_out, plan_work, retrieve, trace_work
 from postgrad.playbook.log import PlaybookLog
 from postgrad.playbook.score import make_score
 from postgrad.playbook.study import Agent, Assignment, Feedback, Roles, Score, Studying, prices_of

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from postgrad.core.data import plain_text
 from postgrad.engines.chat import Prices, estimate_tokens
 from postgrad.playbook.config import ROLES, LearnConfig
-from postgrad.playbook.learn import Work
+from postgrad.playbook.learning import Work
 from postgrad.playbook.roles import instructions
 from postgrad.playbook.study import prices_of
 

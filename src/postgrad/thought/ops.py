@@ -6,7 +6,7 @@ rows; α_j agents hold it. (A review of the paper has it as a column of Ẑ, and
 
 Symbols: H = `states`, ẑ = `thoughts`, B = `support`, α = `alpha`, w = `weights`, λ = `penalty_weight`, R² = explained variance.
 
-Shapes: S samples, H state dimensions of all agents, Z thoughts, A agents.
+Shapes: S samples, H state dimensions of all agents, Z thoughts, A agents, T tokens, V vocabulary, D width of embeddings.
 """
 
 from __future__ import annotations
@@ -213,6 +213,93 @@ def route(thoughts: Float[Tensor, "S Z"], weights: Float[Tensor, "A Z"]) -> Floa
     [[[3.0, 0.0], [1.5, 5.0]]]
     """
     return thoughts[:, None] * weights
+
+
+# -- how it is told --------------------------------------------------------------------------------------------------
+
+
+def safe_prefix(vectors: Float[Tensor, "*"], embed_norm: float, max_norm: float) -> Float[Tensor, "*"]:
+    """Virtual tokens of the size of real ones: p = n·v·min(1, c/‖v‖), with n = `embed_norm` and c = `max_norm`.
+
+    Args:
+        vectors: v [..., D], in mean norms of token embeddings.
+        embed_norm: mean norm of an embedding.
+        max_norm: longest vector, in that unit. Vectors 20 times as long as embeddings gave NaN in some models.
+
+    >>> safe_prefix(torch.tensor([[0.0, 4.0], [0.0, 0.5]]), 2.0, 1.0).tolist()  # 4 is cut to 1
+    [[0.0, 2.0], [0.0, 1.0]]
+    """
+    norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp(min=torch.finfo(vectors.dtype).tiny)
+    return embed_norm * vectors * (max_norm / norm).clamp(max=1)
+
+
+def mean_soft_embedding(
+    probabilities: Float[Tensor, "T V"],
+    embedding: Float[Tensor, "V D"],
+    row: Int[Tensor, " T"],
+    num_rows: int,
+) -> Float[Tensor, "S D"]:
+    """φ̄ of each sequence: the mean over its tokens of Σ_v p_v·e_v. Soft, so that a gradient goes through; an argmax has none.
+
+    Args:
+        row: which sequence a token is of.
+
+    >>> p, e = torch.tensor([[0.5, 0.5], [0.0, 1.0]]), torch.tensor([[2.0], [4.0]])
+    >>> mean_soft_embedding(p, e, torch.tensor([0, 0]), 1).tolist()  # (3 + 4)/2
+    [[3.5]]
+    """
+    soft = probabilities @ embedding
+    total = soft.new_zeros(num_rows, soft.shape[1]).index_add(0, row, soft)
+    return total / torch.bincount(row, minlength=num_rows).clamp(min=1)[:, None]
+
+
+def similarity_loss(said: Float[Tensor, "S D"], reference: Float[Tensor, "S D"]) -> Float[Tensor, " S"]:
+    """1 − cos(φ̄(y_gen), φ̄(y_ref)).
+
+    >>> similarity_loss(torch.tensor([[3.0, 0.0]]), torch.tensor([[-1.0, 0.0]])).tolist()
+    [2.0]
+    """
+    return 1 - torch.nn.functional.cosine_similarity(said, reference, dim=-1)
+
+
+def cross_entropy(logits: Float[Tensor, "T V"], targets: Tensor) -> Float[Tensor, " T"]:
+    """−log p of the words (`targets` int [T]), or −Σ_v q_v log p_v of somebody's probabilities (float [T, V]).
+
+    >>> even = torch.zeros(1, 2)
+    >>> round(cross_entropy(even, torch.tensor([1])).item(), 4), round(cross_entropy(even, torch.tensor([[0.5, 0.5]])).item(), 4)
+    (0.6931, 0.6931)
+    """
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+
+
+def quantise(thoughts: Float[Tensor, "*"], bits: int, reach: float = 3.0) -> Float[Tensor, "*"]:
+    """Each thought as one of 2^bits levels, evenly between −reach and reach (a thought's deviation is 1): what a message of so
+    many bits a thought can say.
+
+    >>> quantise(torch.tensor([-9.0, 0.2, 1.2]), 1).tolist(), quantise(torch.tensor([0.2, 1.2]), 2).tolist()
+    ([-3.0, 3.0, 3.0], [1.0, 1.0])
+    """
+    steps = 2**bits - 1
+    share = (thoughts.clamp(-reach, reach) + reach) / (2 * reach)
+    return (share * steps).round() / steps * (2 * reach) - reach
+
+
+def realignment(
+    head: Float[Tensor, "V H"], embedding: Float[Tensor, "V D"], ridge: float = 1e-3
+) -> Float[Tensor, "H D"]:
+    """W with h·W ≈ the embedding of the token that h predicts: (UᵀU + r·I)⁻¹UᵀE, of a head U and embeddings E of the same words.
+    It tells an agent another's raw state without training, as in LatentMAS (arXiv 2511.20639).
+
+    Args:
+        ridge: r, as a share of the mean of UᵀU's diagonal.
+
+    >>> realignment(torch.eye(2), torch.tensor([[3.0], [5.0]]), 0.0).tolist()
+    [[3.0], [5.0]]
+    """
+    head, embedding = head.float(), embedding.float()
+    gram = head.T @ head
+    gram = gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
+    return torch.linalg.solve(gram, head.T @ embedding)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 # -- was it found ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from postgrad.core.models import embedded_model, load, save
 from postgrad.core.models.config import EmbeddedConfig
 from postgrad.core.models.memory import MemoryConfig, attach
 from postgrad.memory.config import ProfileConfig
-from postgrad.memory.profile import profile
+from postgrad.memory.profiling import profile
 
 
 @pytest.fixture(scope="module")

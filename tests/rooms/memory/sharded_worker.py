@@ -21,9 +21,9 @@ from postgrad.core.models.memory.shard import own_columns, shard_values
 from postgrad.memory.batches import encode_texts, pad
 from postgrad.memory.config import HealConfig, LearnConfig
 from postgrad.memory.data import Fact
-from postgrad.memory.heal import heal
-from postgrad.memory.learn import learn
-from postgrad.memory.profile import Profile
+from postgrad.memory.healing import heal
+from postgrad.memory.learning import learn
+from postgrad.memory.profiling import Profile
 from postgrad.memory.rivals import Rival
 from postgrad.memory.sparse import SparseLearner
 

@@ -15,8 +15,8 @@ from postgrad.core.errors import DataError
 from postgrad.core.models import load
 from postgrad.core.models.memory.patch import patch_files
 from postgrad.memory.data import read_facts, read_questions
-from postgrad.memory.learn import Probes, learn
-from postgrad.memory.profile import Profile
+from postgrad.memory.learning import Probes, learn
+from postgrad.memory.profiling import Profile
 from postgrad.memory.sparse import SparseLearner
 from postgrad.memory.store import PatchStore
 

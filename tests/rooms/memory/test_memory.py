@@ -23,8 +23,8 @@ from postgrad.memory.batches import TokenBatch
 from postgrad.memory.config import ProfileConfig
 from postgrad.memory.data import contradictions, read_facts
 from postgrad.memory.evaluate import exact_match, text_loss, word_f1
-from postgrad.memory.learn import Probes, learn
-from postgrad.memory.profile import Profile, profile
+from postgrad.memory.learning import Probes, learn
+from postgrad.memory.profiling import Profile, profile
 from postgrad.memory.rivals import Rival
 from postgrad.memory.sparse import Prefix, SparseLearner
 from postgrad.memory.store import PatchStore
@@ -72,7 +72,7 @@ def test_the_profile_counts_batches_and_never_padding(folder: Path) -> None:
     alone = Profile.empty(model)
     layers = list(found.counts)
     padded = batch_of(model, [TEXTS[0], TEXTS[0] + " and much more of it"])
-    from postgrad.memory.profile import Recording, require_memory
+    from postgrad.memory.profiling import Recording, require_memory
 
     with torch.no_grad(), Recording(require_memory(model)) as recording:
         model.module(input_ids=padded.tokens, attention_mask=padded.counted.long())

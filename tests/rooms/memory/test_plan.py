@@ -30,7 +30,7 @@ from postgrad.memory.plan import (
     read_sizes,
     training_bytes,
 )
-from postgrad.memory.profile import Profile, profile
+from postgrad.memory.profiling import Profile, profile
 from postgrad.memory.rivals import Rival
 from postgrad.memory.sparse import SparseLearner
 

@@ -16,7 +16,7 @@ from postgrad.core.models.config import EmbeddedConfig
 from postgrad.core.models.memory import MemoryConfig, attach
 from postgrad.core.models.memory.shard import columns_per_rank, shard_values
 from postgrad.memory.config import LearnConfig, ProfileConfig
-from postgrad.memory.profile import profile
+from postgrad.memory.profiling import profile
 from postgrad.memory.sparse import _State
 
 PAIRS = [(f"What is {a} plus {b}?", str(a + b)) for a in range(6) for b in range(6)]

@@ -355,7 +355,7 @@ def test_a_plan_bounds_what_happens(traced: bool, tmp_path: Path) -> None:
         mode="offline", epochs=1, validate_every=4, validation_samples=5, reflection_rounds=3,
         chat={"base_url": "http://127.0.0.1:1/v1", "model": "m", "price_prompt": 1.0, "price_completion": 1.0},
     )  # fmt: skip
-    from postgrad.playbook.learn import trace_work
+    from postgrad.playbook.learning import trace_work
 
     work = trace_work(traces(10)) if traced else as_work(RULES.prompts(10, 1), RULES.prompts(5, 2))
     expected = plan(settings, work)

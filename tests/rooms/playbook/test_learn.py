@@ -31,7 +31,7 @@ from postgrad.engines.chat import Call
 from postgrad.playbook.api import evaluate
 from postgrad.playbook.book import Add, Delta, Playbook, Tag, Update, fold
 from postgrad.playbook.config import LearnConfig
-from postgrad.playbook.learn import BEST, plan_work
+from postgrad.playbook.learning import BEST, plan_work
 from postgrad.playbook.log import PlaybookLog
 from postgrad.playbook.ops import calls_bound
 from postgrad.playbook.roles import curator_messages, generator_messages, instructions, reflector_messages

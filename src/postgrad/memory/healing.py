@@ -14,7 +14,7 @@ from postgrad.core.models.memory.patch import tables
 from postgrad.core.models.memory.shard import refuse_sharded
 from postgrad.memory.batches import encode_texts, pad
 from postgrad.memory.config import HealConfig
-from postgrad.memory.profile import require_memory
+from postgrad.memory.profiling import require_memory
 
 
 def heal(

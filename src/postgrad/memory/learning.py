@@ -25,7 +25,7 @@ from postgrad.memory.batches import encode_texts, pad
 from postgrad.memory.config import LearnConfig
 from postgrad.memory.data import Fact
 from postgrad.memory.evaluate import answer_questions, text_loss
-from postgrad.memory.profile import Profile, find_profile, require_memory
+from postgrad.memory.profiling import Profile, find_profile, require_memory
 from postgrad.memory.rivals import Rival, require_peft
 from postgrad.memory.sparse import SparseLearner
 from postgrad.memory.store import PatchStore
