@@ -109,7 +109,10 @@ class Adapter(nn.Module):
             "config": self.config.model_dump(mode="json"),
         }
         try:
-            replace_file(folder / "adapter.safetensors", save(dict(self.state_dict())))
+            replace_file(
+                folder / "adapter.safetensors",
+                save({name: tensor.contiguous() for name, tensor in self.state_dict().items()}),
+            )
             replace_file(folder / "adapter.json", pretty_json(about))
         except OSError as error:
             raise ModelError(f"The adapter was not written. {explain_os_error(error, folder)}") from error
