@@ -30,7 +30,7 @@ from postgrad.core.models.embedded import cache_root
 from postgrad.core.types import Prompt
 from postgrad.thought.agents import ModelAgent, Turn
 from postgrad.thought.cases import Case
-from postgrad.thought.config import PAPER, StatesConfig, TeamConfig
+from postgrad.thought.config import PAPER, TeamConfig
 from postgrad.thought.evaluation import WAYS, Evaluation, evaluate
 from postgrad.thought.learning import learn
 from postgrad.thought.team import Team

@@ -12,6 +12,7 @@ import hashlib
 import weakref
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -162,7 +163,7 @@ class ModelAgent:
         """H: the model's width for each of `states.tokens`."""
         return self._width * (1 if self.where.mean else self.where.tokens)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Names weights, tokenizer and `states`."""
         digest = hashlib.sha256(fingerprint(self.model.module).encode())

@@ -40,6 +40,8 @@ class CachedAgent:
 
     def __init__(self, agent: Agent, folder: Path) -> None:
         self.agent = agent
+        self.name, self.fingerprint = agent.name, agent.fingerprint
+        self.state_width, self.embed_width, self.embed_norm = agent.state_width, agent.embed_width, agent.embed_norm
         name = re.sub(r"[^A-Za-z0-9_.-]", "_", agent.name)
         self._folder = folder / f"{name}-states"
         self._places: dict[str, tuple[Path, int]] = {}
@@ -132,7 +134,7 @@ class CachedAgent:
 
     def _key(self, what: str, prompt: Prompt, turn: Turn | None, prefix: Tensor | None) -> str:
         asked = [dict(message) for message in prompt.messages] if prompt.messages else prompt.text
-        digest = hashlib.sha256(json.dumps([self.agent.fingerprint, what, asked, turn]).encode())
+        digest = hashlib.sha256(json.dumps([self.fingerprint, what, asked, turn]).encode())
         if prefix is not None:
             digest.update(prefix.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:32]

@@ -116,13 +116,14 @@ class AdapterConfig(Config):
     hidden: int = Field(default=256, ge=1)
     """Hidden units of the adapter g, one for each agent."""
     routing: Routing = "broadcast"
-    """Which thoughts an agent is given. `paper`: those it holds itself, so never what another alone knows; `broadcast`: all
-    that anybody holds; `others`: those that somebody else holds; `learned`: all, each with a weight of its own."""
+    """Which thoughts an agent is given. `paper`: those it holds itself, so never what another alone knows; `broadcast`: all that
+    anybody holds; `others`: those that somebody else holds; `learned`: all, each with a weight of its own."""
     alpha_weights: tuple[float, ...] | None = None
     """w_α of thoughts that 0, 1, …, A agents hold, by hand. None = learned, from 1."""
     reference: Reference = "labels"
-    """What an agent is to say. `labels`: the answer of the data; `oracle`: what it would say if it saw what all see; `text`:
-    what it would say if the others' turns were told to it; `self` (the paper's): what it would say alone, which rewards not listening."""
+    """What an agent is to say. `labels`: the answer of the data; `oracle`: what it would say if it saw what all see; `text`: what
+    it would say if the others' turns were told to it; `self` (the paper's): what it would say alone, which rewards not
+    listening."""
     teach: Literal["reference", "own"] = "reference"
     """Whose words the loss is taken on: those of the reference, or what the agent itself says with its present prefix (the paper's)."""
     soft: bool = True
@@ -165,8 +166,8 @@ class TeamConfig(Config):
     agents: tuple[AgentConfig, ...] = ()
     """At least two. A word stands for a model."""
     cases: str | None = None
-    """JSONL file of cases to learn from: `prompt` for all, or `views`, what each agent sees, by its number or its name;
-    `answer`; `questions`, where an agent is asked something else than what its state is taken at; `whole`, all that is known."""
+    """JSONL file of cases to learn from: `prompt` for all, or `views`, what each agent sees, by its number or its name; `answer`;
+    `questions`, where an agent is asked something else than what its state is taken at; `whole`, all that is known."""
     eval_cases: str | None = None
     """The same to measure on. None = a share of `cases` (`data.holdout_fraction`)."""
     data: DataConfig = DataConfig()

@@ -17,6 +17,7 @@ An answer that cannot be read is wrong and stays in the denominator.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -73,7 +74,7 @@ class Evaluation(NamedTuple):
 
     def gain(self, way: Way, over: Way) -> Interval:
         """Difference of accuracies, paired by case and agent, 95 % interval."""
-        first, second = (sum(self.rows[name].right, []) for name in (way, over))
+        first, second = (list(itertools.chain(*self.rows[name].right)) for name in (way, over))
         return paired_difference(list(zip(first, second, strict=True)))
 
 

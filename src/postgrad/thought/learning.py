@@ -93,6 +93,7 @@ def learn(
             f"{len(cases)} cases are too few states for {needed - 1} thoughts. Give more cases, at best ten for each thought, or "
             f"lower autoencoder.num_thoughts to at most {max(1, len(cases) // 10)}."
         )
+    _check_reference(config.adapter.reference, cases)
     heard = team.listen(cases)
     team.autoencoder, found = _find_thoughts(team, heard.states, folder)
     structure = read_structure(team.autoencoder, heard.states)
@@ -112,6 +113,18 @@ def learn(
         training = _Training(team, lessons, torch.stack(thoughts), number, log, folder)
         loss = training.run()
     return Learned(structure, explained, weight, loss)
+
+
+def _check_reference(reference: str, cases: Sequence[Case]) -> None:
+    for case in cases:
+        if reference == "labels" and case.answer is None:
+            raise DataError(
+                f"Case {case.id!r} has no answer, which reference = labels teaches. Give one, or choose oracle, text or self."
+            )
+        if reference == "oracle" and case.whole is None:
+            raise DataError(
+                f"Case {case.id!r} has no `whole`, which reference = oracle needs: a prompt with all that is known."
+            )
 
 
 def _find_thoughts(
@@ -175,21 +188,10 @@ def _lesson(
 ) -> Lesson:
     questions = [case.questions[number] for case in cases]
     if reference == "labels":
-        without = next((case.id for case in cases if case.answer is None), None)
-        if without is not None:
-            raise DataError(
-                f"Case {without!r} has no answer; reference = labels teaches answers. Give one, or choose oracle, text or self."
-            )
         return Lesson(questions, [agent.answer_tokens(case.answer or "") for case in cases], None)
     told: list[Prompt] | None = None
     if reference == "oracle":
-        told = []
-        for case in cases:
-            if case.whole is None:
-                raise DataError(
-                    f"Case {case.id!r} has no `whole`, which reference = oracle needs: all that is known."
-                )
-            told.append(case.whole)
+        told = [cast("Prompt", case.whole) for case in cases]
     elif reference == "text":
         told = [messages(case, number, [said[i] for said in alone]) for i, case in enumerate(cases)]
     said = agent.generate(told or questions, max_tokens=team.config.answer_tokens)

@@ -229,8 +229,8 @@ def safe_prefix(vectors: Float[Tensor, "*"], embed_norm: float, max_norm: float)
     >>> safe_prefix(torch.tensor([[0.0, 4.0], [0.0, 0.5]]), 2.0, 1.0).tolist()  # 4 is cut to 1
     [[0.0, 2.0], [0.0, 1.0]]
     """
-    norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp(min=torch.finfo(vectors.dtype).tiny)
-    return embed_norm * vectors * (max_norm / norm).clamp(max=1)
+    norm = vectors.square().sum(-1, keepdim=True).sqrt()
+    return embed_norm * vectors * (max_norm / norm.clamp(min=torch.finfo(vectors.dtype).tiny)).clamp(max=1)
 
 
 def mean_soft_embedding(
