@@ -163,8 +163,8 @@ def hit_rate(num_pieces: int, num_messages: int = 0, trust: float = 0.5) -> floa
     the receiver's evidence given the culprit. Let a suspect be named by (a, b, c) sure pieces, doubtful ones and messages; its
     score is s = a·weight(SURE) + b·weight(DOUBTFUL) + c·weight(trust). The counts of all suspects are multinomial: the joint
     probability of N pieces and M messages is N! M! times the coefficient of xᴺ yᴹ in the product over suspects of
-    Σ p₁ᵃ p₂ᵇ p₃ᶜ xᵃ⁺ᵇ yᶜ / (a! b! c!), with p₁, p₂ and p₃ the chances that a piece is sure, and doubtful, and names this suspect,
-    and that a message names it. With H(s) the terms of the culprit with score s, E(s) and L(s) those of another with score s and below,
+    Σ p₁ᵃ p₂ᵇ p₃ᶜ xᵃ⁺ᵇ yᶜ / (a! b! c!), with p₁ and p₂ the chances that a piece is sure, or doubtful, and names this suspect, and
+    p₃ that a message does. With H(s) the terms of the culprit with score s, E(s) and L(s) those of another with s and below,
 
         P = N! M! [xᴺ yᴹ] Σ_s H(s) Σ_t C(K−1, t) E(s)ᵗ L(s)ᴷ⁻¹⁻ᵗ / (t + 1).
     """
@@ -226,7 +226,7 @@ def models(
     widths: Sequence[int] = (64, 64, 64),
     *,
     shared: bool = False,
-    steps: int = 1500,
+    steps: int = 700,
     layers: int = 3,
 ) -> list[Model]:
     """An agent's model for each width, from `folder` or made now; with `shared`, one model that all agents are."""
