@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import statistics
 import sys
@@ -123,9 +124,9 @@ def finish(
 
 
 def _rounded(value: Any) -> Any:
-    """Five significant digits, all the way down."""
+    """Five significant digits, all the way down; None for what is not finite, such as an interval of one value."""
     if isinstance(value, float):
-        return float(f"{value:.5g}")
+        return float(f"{value:.5g}") if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

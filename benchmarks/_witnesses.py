@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import math
 import random
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -266,7 +267,12 @@ def trained(folder: Path, words: Sequence[str], draw: Draw, config: EmbeddedConf
         _train(model, draw, config)
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=_made(folder)))
         save(model, partial)
-        partial.rename(path)
+        try:
+            partial.rename(path)
+        except OSError:  # somebody else made it meanwhile
+            shutil.rmtree(partial)
+            if not path.is_dir():
+                raise
     return load(path, device="cpu")
 
 

@@ -1,13 +1,14 @@
-"""Is a thought worth more than a word? Noisy witnesses (`_witnesses.py`): three agents, each with evidence of its own, one culprit.
+"""Is a thought worth more than a word? Noisy witnesses (`_witnesses.py`): three agents, evidence of their own, one culprit.
 
-Agents are frozen language models of 0.1 to 0.3 M weights that were trained on words alone. Each is asked once its state, at the end of what
-it saw, and then who it was. Bayes' rule gives every ceiling exactly: for one agent alone, for one that is told the best guesses of
-the others, and with all evidence. An exchange of thoughts is one message from all to each, one virtual token long, so its ceiling
-is that of all evidence; the bar is to come within .02 of it and to be surely above the text.
+Agents are frozen language models of 0.15 M weights that were trained on words alone. The state of each is taken at the end of
+what it saw; then it is asked who it was. Bayes' rule gives every ceiling exactly: for one agent alone, for one that is told the
+best guesses of the others, and with all evidence. An exchange is one message from all to each, one virtual token long, so its
+ceiling is that of all evidence; the bar is to come within .02 of it and to be surely above the text.
 
-Arms that learn: `broadcast`, `others`, `learned` and `paper` routing, taught by labels; `broadcast` by the oracle's and by the text's
-probabilities; and the paper's own setting (its routing and its reference, what an agent would have said alone). All have the same
-budget of updates. Controls and text, vote and raw states do not learn. Every seed is a model, training cases and test cases of its own.
+Arms that learn: `broadcast`, `others`, `learned` and `paper` routing, taught by labels; `broadcast` taught by the oracle's and by
+the text's probabilities; and the paper's own setting (its routing and its reference, what an agent would have said alone). All
+have one autoencoder and as many updates. Controls, text, vote and raw states learn nothing. Each seed has a model and cases of
+its own.
 
     python benchmarks/thought_witnesses.py [--quick] [--seeds 5] [--widths 64 64 64] [--folder DIR]
 """
@@ -29,6 +30,7 @@ from postgrad.core.models import Model
 from postgrad.core.models.embedded import cache_root
 from postgrad.core.types import Prompt
 from postgrad.thought.agents import ModelAgent, Turn
+from postgrad.thought.autoencoder import Autoencoder
 from postgrad.thought.cases import Case
 from postgrad.thought.config import PAPER, TeamConfig
 from postgrad.thought.evaluation import WAYS, Evaluation, evaluate
@@ -45,12 +47,18 @@ ARMS: Mapping[str, Mapping[str, object]] = {
     "the paper's": PAPER,
 }
 MAIN = "broadcast, labels"
-NUM_TRAIN, NUM_TEST = 12_000, 2_000
+NUM_TRAIN, NUM_TEST = 6_000, 2_000
 SETTINGS: Mapping[str, object] = {
     "answer_tokens": 2,
     "autoencoder.num_thoughts": 48,
-    "adapter.steps": 1500,
-    "adapter.batch_size": 128,
+    "autoencoder.backend": "sampled",
+    "autoencoder.warmup_steps": 200,
+    "autoencoder.ramp_steps": 200,
+    "autoencoder.sparse_steps": 600,
+    "autoencoder.refit_steps": 500,
+    "adapter.steps": 500,
+    "adapter.batch_size": 64,
+    "adapter.lr": 2e-3,
     "adapter.checkpoint_every": 250,
 }
 
@@ -95,13 +103,16 @@ def one_seed(
     count = 1500 if quick else NUM_TRAIN
     train, test = world.cases(count, 100 + seed), world.cases(400 if quick else NUM_TEST, 10_000 + seed)
     found: dict[str, Evaluation] = {}
+    kept: Autoencoder | None = None
     for arm, settings in ARMS.items():
         if quick and arm not in (MAIN, "the paper's"):
             continue
         begun = time.process_time()
-        settings = {**extra, **settings, **({"adapter.steps": 300} if quick else {})}
+        settings = {**extra, **settings, **({"adapter.steps": 200} if quick else {})}
         team = team_of(models, settings, [*train, *test], seed)
+        team.autoencoder = kept
         learned = learn(team, as_cases(train))
+        kept = team.autoencoder
         ways = WAYS if arm == MAIN else ("thoughts", "shuffled")
         found[arm] = evaluate(team, as_cases(test), ways)
         print(

@@ -41,7 +41,11 @@ class CachedAgent:
     def __init__(self, agent: Agent, folder: Path) -> None:
         self.agent = agent
         self.name, self.fingerprint = agent.name, agent.fingerprint
-        self.state_width, self.embed_width, self.embed_norm = agent.state_width, agent.embed_width, agent.embed_norm
+        self.state_width, self.embed_width, self.embed_norm = (
+            agent.state_width,
+            agent.embed_width,
+            agent.embed_norm,
+        )
         name = re.sub(r"[^A-Za-z0-9_.-]", "_", agent.name)
         self._folder = folder / f"{name}-states"
         self._places: dict[str, tuple[Path, int]] = {}

@@ -72,7 +72,7 @@ class Learned(NamedTuple):
 def learn(
     team: Team, cases: Sequence[Case], *, log: Log | None = None, folder: Path | None = None
 ) -> Learned:
-    """Fits a team's autoencoder and adapter to cases.
+    """Fits a team's autoencoder, unless it has one, and its adapter to cases.
 
     Args:
         team: changed in place.
@@ -130,7 +130,9 @@ def _check_reference(reference: str, cases: Sequence[Case]) -> None:
 def _find_thoughts(
     team: Team, states: Tensor, folder: Path | None
 ) -> tuple[Autoencoder, tuple[float, float]]:
-    """The autoencoder, fitted or found where a stopped run left it, with (λ, R²)."""
+    """The autoencoder, fitted or found where a stopped run left it, with (λ, R²); of one that the team has already λ is NaN."""
+    if team.autoencoder is not None:
+        return team.autoencoder, (math.nan, team.autoencoder.explained(states))
     place = None if folder is None else folder / "autoencoder"
     if place is not None and (place / "penalty.safetensors").is_file():
         kept = Autoencoder.load(place)
