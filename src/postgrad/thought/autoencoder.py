@@ -192,7 +192,7 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def jacobian_rms(self, states: Tensor) -> Tensor:
-        """√(mean over samples of J²) [H, Z], in units of standardised states and thoughts; of `jacobian_states`, evenly spread."""
+        """√(mean over samples of J²) [H, Z], in units of standardised states and thoughts; of `jacobian_states` samples."""
         weight_in = self._weight_in()
         states = spread(states, self.config.jacobian_states).to(self.mean)
         inputs = self._inputs(self.encode(states), weight_in)
@@ -398,11 +398,11 @@ def fit(
     *,
     log_every: int = 0,
 ) -> Fitted:
-    """Finds thoughts in states: warm-up, ramp, the whole penalty, then who holds what, and a penalty on what stands out of no row.
+    """Finds thoughts in states: warm-up, ramp, the whole penalty, then who holds what, and a reweighted penalty.
 
     With `penalty` not given, λ starts at 0.3 and follows the error, which may be what the warm-up left plus `budget` of what it
-    explained. In the refit an agent keeps the thoughts on which its RMS Jacobian exceeds `tolerance` of the largest, and within them
-    entries are penalised the more the less they stand out of their row (`jacobian.adaptive_weights`).
+    explained. In the refit an agent keeps the thoughts on which its RMS Jacobian exceeds `tolerance` of the largest, and within
+    them entries are penalised the more the less they stand out of their row (`jacobian.adaptive_weights`).
 
     Memory: the autoencoder's, its gradients' and Adam's (16 bytes a parameter), blocks of `BLOCK_BYTES`, and for the start "ica"
     the sample of states from which it is made.

@@ -46,7 +46,7 @@ class AutoencoderConfig(Config):
     budget: float = Field(default=0.15, gt=0, lt=1)
     """Where λ is not given: share of the explained variance that the penalty may cost while it is whole."""
     refit_share: float = Field(default=2.0, ge=0)
-    """λ in the refit on entries of the Jacobian that are 0, as a share of λ before it; on the largest of a row, a tenth of that."""
+    """λ in the refit on entries of the Jacobian that are 0, as a share of λ before it; on a row's largest, a tenth."""
     tolerance: float = Field(default=0.1, ge=0, lt=1)
     """An agent holds a thought where its RMS Jacobian is above this share of the largest one."""
     backend: Literal["auto", "exact", "sampled", "group", "path"] = "auto"

@@ -246,11 +246,11 @@ def penalty(
 
 
 def adaptive_weights(jacobian_rms: Float[Tensor, "H Z"], tolerance: float) -> Float[Tensor, "H Z"]:
-    """w_ij = t/(t + r_ij), r = |J| as a share of its row's largest: a reweighted ℓ₁ (Candès, Wakin & Boyd 2008) hardly touches what
-    stands out of its row and keeps pressing on what does not. 1 where J is 0.
+    """w_ij = t/(t + r_ij), r = |J| as a share of its row's largest: a reweighted ℓ₁ (Candès, Wakin & Boyd 2008) hardly touches
+    what stands out of its row and keeps pressing on what does not. 1 where J is 0.
 
-    >>> adaptive_weights(torch.tensor([[4.0, 0.4, 0.0]]), 0.1)[0].tolist()  # 0.1/1.1, 0.1/0.2, 1
-    [0.09090909361839294, 0.5, 1.0]
+    >>> adaptive_weights(torch.tensor([[4.0, 1.0, 0.0]]), 0.25)[0].tolist()  # 0.25/1.25, 0.25/0.5, 1
+    [0.20000000298023224, 0.5, 1.0]
     """
     largest = jacobian_rms.max(1, keepdim=True).values.clamp(min=torch.finfo(jacobian_rms.dtype).tiny)
     return tolerance / (tolerance + jacobian_rms / largest)
