@@ -121,8 +121,8 @@ class AdapterConfig(Config):
     alpha_weights: tuple[float, ...] | None = None
     """w_α of thoughts that 0, 1, …, A agents hold, by hand. None = learned, from 1."""
     reference: Reference = "labels"
-    """What an agent is to say. `labels`: the answer of the data; `oracle`: what it would say if it saw what all see; `text`: what
-    it would say if the others' turns were told to it; `self` (the paper's): what it would say alone, which rewards not
+    """What an agent is to say. `labels`: the answer of the data; `oracle`: what it would say if it saw what all see; `text`:
+    what it would say if the others' turns were told to it; `self` (the paper's): what it would say alone, which rewards not
     listening."""
     teach: Literal["reference", "own"] = "reference"
     """Whose words the loss is taken on: those of the reference, or what the agent itself says with its present prefix (the paper's)."""
