@@ -83,7 +83,7 @@ class Request:
     Attributes:
         id: unique within a run; with `seed` it fixes every random number of the completion, so that a sample
             does not depend on which slot or batch it ran in.
-        group_id: requests with the same `group_id` share their prompt tokens.
+        group_id: requests with the same `group_id` share their prompt tokens (their prefixes may differ).
         prompt_tokens: int [P].
         max_tokens: limit on the completion length, injected tokens included.
         seed: the run's seed.
@@ -92,6 +92,8 @@ class Request:
         interrupt_at: completion length at which `interrupt_tokens` are injected (None = never).
         interrupt_tokens: the injected phrase; masked out of the loss.
         interrupt_unless: no injection if this token has been emitted already (None = always inject).
+        prefix_embeds: float32 [M, D], virtual tokens that precede the prompt, as the model's input embeddings would give
+            them (scaled, where a model scales its own); None = no prefix. They count towards the engine's `max_length`.
         tokens, logps, versions, mask: the part generated so far, same length, all empty for a new request.
     """
 
@@ -106,6 +108,7 @@ class Request:
     interrupt_at: int | None = None
     interrupt_tokens: tuple[int, ...] = ()
     interrupt_unless: int | None = None
+    prefix_embeds: NDArray[np.float32] | None = None
     tokens: tuple[int, ...] = ()
     logps: tuple[float, ...] = ()
     versions: tuple[int, ...] = ()

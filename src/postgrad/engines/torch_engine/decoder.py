@@ -9,7 +9,7 @@ Shapes: B slots, S cache length, C context (cache entries in use), N prefill row
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -20,10 +20,13 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 from postgrad.core.errors import EngineError
 from postgrad.core.models.head import fp32_head
 from postgrad.core.models.masks import additive_mask, attention_layout
+from postgrad.engines.torch_engine.prefix import put_prefixes
 
 
 class Decoder(Protocol):
     """What the engine needs of a model."""
+
+    module: PreTrainedModel
 
     def decode(self, token: Tensor, position: Tensor, context: int) -> Tensor:
         """token, position: int64 [n], the first n slots → logits [n, V]; writes the cache at `position`.
@@ -32,8 +35,14 @@ class Decoder(Protocol):
         """
         ...
 
-    def prefill(self, token: Tensor, row: Tensor, slot: Tensor) -> None:
-        """token: int64 [N, P], right-padded. Writes the cache of row[i] of the batch into slot[i], positions 0..P−1."""
+    def prefill(
+        self, token: Tensor, row: Tensor, slot: Tensor, embeds: Sequence[Tensor | None] | None = None
+    ) -> None:
+        """token: int64 [N, P], right-padded. Writes the cache of row[i] of the batch into slot[i], positions 0..P−1.
+
+        embeds: per row of the batch the input embeddings of its first M positions, [M, D], whatever `token` says there;
+            None for a row without.
+        """
         ...
 
     def copy(self, source: Tensor, target: Tensor, length: int) -> None:
@@ -128,9 +137,14 @@ class HFDecoder:
         return additive_mask(self.layout, distance >= 0, distance, self.dtype)
 
     @torch.inference_mode()
-    def prefill(self, token: Tensor, row: Tensor, slot: Tensor) -> None:
+    def prefill(
+        self, token: Tensor, row: Tensor, slot: Tensor, embeds: Sequence[Tensor | None] | None = None
+    ) -> None:
         cache = DynamicCache()  # without a config every layer keeps all positions, sliding ones too
-        self.module(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        inputs = {"input_ids": token}
+        if embeds is not None:
+            inputs = {"inputs_embeds": put_prefixes(self.module.get_input_embeddings()(token), embeds)}
+        self.module(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         for index, layer in enumerate(self.layers):
             new: Any = cache.layers[index] if index < len(cache.layers) else None
             if new is None or new.keys is None:

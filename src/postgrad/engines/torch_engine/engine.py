@@ -1,8 +1,9 @@
 """Continuous batching: B slots decode in lockstep, each at its own position; a finished slot is refilled at once.
 
 One step is one forward pass of one token for every running slot. The prompt is computed once per group: later samples
-of the group copy the cache of an earlier one. Every token's log-prob and weights version are recorded as it is sampled,
-and `load_weights` may come between any two steps; running sequences keep their (then stale) cache.
+of the group copy the cache of an earlier one. A prefix of embeddings stands before it as virtual tokens (`prefix.py`).
+Every token's log-prob and weights version are recorded as it is sampled, and `load_weights` may come between any two
+steps; running sequences keep their (then stale) cache.
 
 Sampling draws on one uniform number per token that depends on (seed, request id, token index) alone, so a sample does
 not depend on the slot, the batch or what else is running.
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +26,13 @@ from postgrad.core.types import Request, Sample
 from postgrad.engines import ops
 from postgrad.engines.torch_engine import fused
 from postgrad.engines.torch_engine.decoder import Decoder, HFDecoder, matches_forward
+from postgrad.engines.torch_engine.prefix import (
+    check_prefix,
+    context_key,
+    context_tokens,
+    num_virtual,
+    prefix_tensor,
+)
 
 _CONTEXT_STEP = 16
 """Attention reads the cache up to the longest running sequence, rounded up to this many positions."""
@@ -70,10 +78,10 @@ class TorchEngine:
     Args:
         model: its weights are copied; later changes come in by `load_weights` only.
         slots: B, sequences in parallel.
-        max_length: S, most tokens of prompt + completion; the KV cache is allocated once, for B·S tokens.
+        max_length: S, most tokens of prefix + prompt + completion; the KV cache is allocated once, for B·S tokens.
         fp32_head: logits in fp32 whatever the model's dtype (ScaleRL §3.2).
         compile: torch.compile of the decode step where the architecture supports it.
-        prefill_tokens: most prompt tokens in one prefill.
+        prefill_tokens: most prefix and prompt tokens in one prefill.
     """
 
     def __init__(
@@ -102,7 +110,8 @@ class TorchEngine:
         self._static = compile and isinstance(self.decoder, fused.FusedDecoder)
         self._queue: deque[Request] = deque()
         self._running: list[Request | None] = [None] * slots
-        self._cached: dict[int, tuple[int, int]] = {}  # slot -> (group, version) of the prompt in its cache
+        # slot -> (`context_key`, version) of the prefix and prompt in its cache
+        self._cached: dict[int, tuple[tuple[int, int], int]] = {}
         device = model.device
         self._device = device
         self._stop = torch.tensor(model.stop_token_ids, device=device)
@@ -133,11 +142,17 @@ class TorchEngine:
 
     def submit(self, requests: Sequence[Request]) -> None:
         for request in requests:
-            prompt = len(request.prompt_tokens)
-            if prompt < 1 or request.max_tokens < 1 or prompt + request.max_tokens > self.max_length:
+            check_prefix(request, self.decoder.module)
+            virtual, prompt = num_virtual(request), len(request.prompt_tokens)
+            if (
+                prompt < 1
+                or request.max_tokens < 1
+                or virtual + prompt + request.max_tokens > self.max_length
+            ):
+                prefix = f"{virtual} prefix embeddings + " if virtual else ""
                 raise EngineError(
-                    f"Request {request.id}: {prompt} prompt tokens + {request.max_tokens} completion tokens; the engine "
-                    f"takes 1 to {self.max_length} in all, with at least one of each."
+                    f"Request {request.id}: {prefix}{prompt} prompt tokens + {request.max_tokens} completion tokens; the engine "
+                    f"takes 1 to {self.max_length} in all, with at least one token of prompt and of completion."
                 )
             if len(request.tokens) >= request.max_tokens:
                 raise EngineError(
@@ -276,9 +291,10 @@ class TorchEngine:
             drawn[seed] = ops.uniforms(seed, np.array([request.id for _, request in admitted]), longest)
         uniform = np.zeros((count, width), dtype=np.float32)
         for row, (_, request) in enumerate(admitted):
-            prompt, made = len(request.prompt_tokens), len(request.tokens)
+            context, made = context_tokens(request), len(request.tokens)
+            prompt = len(context)
             end, limit = prompt + made, prompt + request.max_tokens
-            token[row, :prompt] = request.prompt_tokens
+            token[row, :prompt] = context
             uniform[row, prompt:limit] = drawn[request.seed][row, : request.max_tokens]
             if made:
                 token[row, prompt:end] = request.tokens
@@ -320,42 +336,47 @@ class TorchEngine:
 
     def _fill_caches(self, admitted: Sequence[tuple[int, Request]]) -> None:
         """Computes or copies the cache of everything before each request's last known token."""
-        fresh: dict[tuple[int, int], tuple[np.ndarray, list[int]]] = {}
+        fresh: dict[tuple[tuple[int, int], int], _Entry] = {}
         copies: list[tuple[int, int, int]] = []
-        for slot, request in admitted:
-            if request.tokens or self._cached.get(slot) != (request.group_id, self.version):
+        keys = [context_key(request) for _, request in admitted]
+        for (slot, request), key in zip(admitted, keys, strict=True):
+            if request.tokens or self._cached.get(slot) != (key, self.version):
                 self._cached.pop(
                     slot, None
                 )  # overwritten below; a prompt of the same group stays where it is
-        holder = {group: slot for slot, (group, version) in self._cached.items() if version == self.version}
-        for slot, request in admitted:
-            known = np.concatenate([request.prompt_tokens, np.array(request.tokens, dtype=np.int64)])[:-1]
+        holder = {key: slot for slot, (key, version) in self._cached.items() if version == self.version}
+        for (slot, request), key in zip(admitted, keys, strict=True):
+            known = np.concatenate([context_tokens(request), np.array(request.tokens, dtype=np.int64)])[:-1]
+            entry = _Entry(known, request.prefix_embeds, [])
             if request.tokens:
-                fresh[request.group_id, request.id] = (known, [slot])
+                fresh.setdefault((key, request.id), entry).slots.append(slot)
                 continue
-            if request.group_id not in holder:
-                fresh.setdefault((request.group_id, -1), (known, []))[1].append(slot)
+            if key not in holder:
+                fresh.setdefault((key, -1), entry).slots.append(slot)
             elif slot not in self._cached:
-                copies.append((holder[request.group_id], slot, len(known)))
-            self._cached[slot] = (request.group_id, self.version)
+                copies.append((holder[key], slot, len(known)))
+            self._cached[slot] = (key, self.version)
         for source, target, length in copies:
             index = torch.tensor([source, target], device=self._device)
             self.decoder.copy(index[:1], index[1:], length)
         entries = sorted(
-            (entry for entry in fresh.values() if len(entry[0])), key=lambda entry: len(entry[0])
+            (entry for entry in fresh.values() if len(entry.known)), key=lambda entry: len(entry.known)
         )
         for batch in _batches(entries, self.prefill_tokens):
             self._prefill(batch)
 
-    def _prefill(self, batch: Sequence[tuple[np.ndarray, list[int]]]) -> None:
-        longest = max(len(known) for known, _ in batch)
+    def _prefill(self, batch: Sequence[_Entry]) -> None:
+        longest = max(len(entry.known) for entry in batch)
         token = np.zeros((len(batch), longest), dtype=np.int64)
-        for row, (known, _) in enumerate(batch):
-            token[row, : len(known)] = known
-        pairs = [(row, slot) for row, (_, slots) in enumerate(batch) for slot in slots]
+        for row, entry in enumerate(batch):
+            token[row, : len(entry.known)] = entry.known
+        pairs = [(row, slot) for row, entry in enumerate(batch) for slot in entry.slots]
         index = torch.tensor(pairs, device=self._device)
-        self.decoder.prefill(torch.from_numpy(token).to(self._device), index[:, 0], index[:, 1])
-        self.num_prefill_tokens += sum(len(known) for known, _ in batch)
+        embeds = None
+        if any(entry.embeds is not None for entry in batch):
+            embeds = [prefix_tensor(entry.embeds) for entry in batch]
+        self.decoder.prefill(torch.from_numpy(token).to(self._device), index[:, 0], index[:, 1], embeds)
+        self.num_prefill_tokens += sum(len(entry.known) for entry in batch)
 
     def _compact(self) -> None:
         """When at most half of the rows in use are running, move the last ones into the gaps (fewer rows a step)."""
@@ -381,7 +402,7 @@ class TorchEngine:
         """The request of a slot with what it has generated so far."""
         request = self._running[slot]
         assert request is not None
-        start, end = len(request.prompt_tokens), int(self._position[slot]) + 1
+        start, end = _start(request), int(self._position[slot]) + 1
         return replace(
             request,
             tokens=tuple(self._token[slot, start:end].tolist()),
@@ -403,7 +424,7 @@ class TorchEngine:
         for row, (slot, end) in enumerate(zip(slots, ends, strict=True)):
             request = self._running[slot]
             assert request is not None
-            own = slice(len(request.prompt_tokens), end)
+            own = slice(_start(request), end)
             mask = forced[row, own] < 0
             samples.append(
                 Sample(
@@ -425,16 +446,26 @@ class TorchEngine:
         return samples
 
 
-def _batches(
-    entries: Sequence[tuple[np.ndarray, list[int]]], max_tokens: int
-) -> list[list[tuple[np.ndarray, list[int]]]]:
+class _Entry(NamedTuple):
+    """One row of a prefill: the tokens, the embeddings of the first of them, the slots that get its cache."""
+
+    known: np.ndarray
+    embeds: np.ndarray | None
+    slots: list[int]
+
+
+def _start(request: Request) -> int:
+    """Position of the first completion token."""
+    return num_virtual(request) + len(request.prompt_tokens)
+
+
+def _batches(entries: Sequence[_Entry], max_tokens: int) -> list[list[_Entry]]:
     """Consecutive entries whose padded size stays within `max_tokens` (one entry at least)."""
-    batches: list[list[tuple[np.ndarray, list[int]]]] = []
+    batches: list[list[_Entry]] = []
     for entry in entries:
         if (
             batches
-            and max(len(entry[0]), *(len(known) for known, _ in batches[-1])) * (len(batches[-1]) + 1)
-            <= max_tokens
+            and max(len(row.known) for row in (entry, *batches[-1])) * (len(batches[-1]) + 1) <= max_tokens
         ):
             batches[-1].append(entry)
         else:

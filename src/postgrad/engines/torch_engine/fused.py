@@ -18,7 +18,7 @@ Shapes: B slots, D width, H query heads, K key-value heads, hd head size, C cont
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from postgrad.core.models.memory import memory_config
+from postgrad.engines.torch_engine.prefix import put_prefixes
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -176,10 +177,14 @@ class FusedDecoder:
         return F.linear(self._norm(x, self.floor), self.head)
 
     @torch.inference_mode()
-    def prefill(self, token: Tensor, row: Tensor, slot: Tensor) -> None:
+    def prefill(
+        self, token: Tensor, row: Tensor, slot: Tensor, embeds: Sequence[Tensor | None] | None = None
+    ) -> None:
         count, length = token.shape
         heads, kv_heads, hd = self.heads, self.kv_heads, self.head_dim
         x = F.embedding(token, self.embedding)
+        if embeds is not None:
+            x = put_prefixes(x, embeds)
         for index, layer in enumerate(self.layers):
             qkv = F.linear(self._norm(x, self.floor), layer.qkv, layer.qkv_bias)
             qkv = qkv.view(count, length, heads + 2 * kv_heads, hd)
