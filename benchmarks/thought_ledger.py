@@ -2,8 +2,8 @@
 
 Nothing can be inferred: what an agent is not told it can only guess, so accuracy measures how much of the others' 24 bits comes
 through. The adapter makes m virtual tokens of all thoughts and does not know the query. By m, and at the largest m by bits: each
-thought is rounded to one of 2^b levels when the team is asked, not when it learns. Beside them exact ceilings: of an agent that is
-told so many facts of each of the others by words, and of any message at all of so many bits.
+thought is rounded to one of 2^b levels when the team is asked, not when it learns. Beside them exact ceilings: of an agent that
+is told so many facts of each of the others by words, and of any message at all of so many bits.
 
 Controls as in `thought_witnesses.py`; `text` tells one fact of each of the others, chosen before the query.
 

@@ -310,8 +310,8 @@ class _Training:
             if not bool(loss.isfinite()):
                 raise TrainingError(
                     f"The adapter's loss for {self.team.agents[agent].name} is {float(loss.detach())} at update {self.step}. "
-                    f"Lower adapter.lr (now {self.config.lr}) or adapter.max_norm (now {self.config.max_norm}), or load the model "
-                    "in float32."
+                    f"Lower adapter.lr (now {self.config.lr}) or adapter.max_norm (now {self.config.max_norm}), or load "
+                    "the model in float32."
                 )
             loss.backward()
             total += float(loss.detach())

@@ -126,7 +126,8 @@ def test_logits_of_answers_are_those_of_a_plain_pass_and_reach_the_prefix(agents
         torch.testing.assert_close(logits[start : start + len(answers[i])], plain, rtol=1e-4, atol=1e-4)
         start += len(answers[i])
     logits.square().sum().backward()
-    assert prefix.grad is not None and bool((prefix.grad.abs().sum((1, 2)) > 0).all())
+    assert prefix.grad is not None
+    assert bool((prefix.grad.abs().sum((1, 2)) > 0).all())
 
 
 def test_wrong_virtual_tokens_and_states_that_are_not_finite_are_refused(agents: list[ModelAgent]) -> None:
@@ -268,7 +269,8 @@ def test_agents_learn_to_say_what_only_the_other_knows() -> None:
     learn(team, asked, log=lambda step, metrics: losses.append(metrics.get("adapter/loss_valid", torch.nan)))
     rows = evaluate(team, asked, ["thoughts", "alone", "shuffled"]).rows
     right = {way: sum(rows[way].right[0]) / len(asked) for way in rows}
-    assert right["thoughts"] > 0.9 and max(right["alone"], right["shuffled"]) < 0.7, right
+    assert right["thoughts"] > 0.9, right
+    assert max(right["alone"], right["shuffled"]) < 0.7, right
 
 
 def test_learning_that_was_stopped_goes_on_to_the_same_bits(agents: list[ModelAgent], tmp_path: Path) -> None:
@@ -423,11 +425,14 @@ def test_a_case_that_cannot_be_read_is_named_by_file_and_line(
 def test_cases_of_names_and_numbers_are_the_same_and_their_split_is_by_content(tmp_path: Path) -> None:
     path = tmp_path / "cases.jsonl"
     path.write_text(
-        '{"id": "1", "views": ["x", "y"], "answer": "3", "whole": "x y"}\n{"id": "2", "views": {"b": "y", "a": "x"}, "answer": 3}\n'
+        '{"id": "1", "views": ["x", "y"], "answer": "3", "whole": "x y"}\n'
+        '{"id": "2", "views": {"b": "y", "a": "x"}, "answer": 3}\n'
     )
     first, second = read_cases(path, ["a", "b"])
     assert [view.text for view in first.views] == [view.text for view in second.views] == ["x", "y"]
     assert first.answer == second.answer == "3"
     kept, held = split_cases(cases(200), 0.25)
-    assert kept and held and {case.id for case in kept}.isdisjoint(case.id for case in held)
+    assert len(kept) + len(held) == 200
+    assert 20 < len(held) < 80
+    assert {case.id for case in kept}.isdisjoint(case.id for case in held)
     assert {case.id for case in split_cases(cases(200)[::-1], 0.25)[1]} == {case.id for case in held}
