@@ -247,6 +247,29 @@ def test_a_team_learns_is_saved_and_answers_the_same_when_loaded(
         Team.from_pretrained(tmp_path, [agents[0], ModelAgent(small(9, 48), None, "b")])
 
 
+def test_three_models_of_different_widths_and_tokenizers_are_a_team() -> None:
+    texts = ([("ab", "1")], [("the quick brown fox " * 3, "jumps")] * 3, [("cd9 cd9 cd9", "cd9")] * 3)
+    sizes = (32, 48, 64)
+    team = Team(
+        [
+            ModelAgent(
+                build(text, EmbeddedConfig(hidden_size=size, num_layers=2, intermediate_size=48)),
+                None,
+                str(size),
+            )
+            for text, size in zip(texts, sizes, strict=True)
+        ],
+        config(rounds=2, turn_tokens=2),
+    )
+    assert len({len(agent.model.tokenizer) for agent in team.agents if isinstance(agent, ModelAgent)}) > 1
+    asked = [Case.of_texts(str(i), [f"ab{i}", f"the fox {i}", f"cd9 {i}"], str(i % 3)) for i in range(40)]
+    learn(team, asked)
+    prefixes, heard = team.exchange(asked[:5])
+    assert [prefix.shape for prefix in prefixes] == [(5, 1, size) for size in sizes]
+    assert heard.states.shape == (5, sum(sizes))
+    assert all(len(row.answers[0]) == 5 for row in evaluate(team, asked[:5]).rows.values())
+
+
 def test_agents_learn_to_say_what_only_the_other_knows() -> None:
     demonstrations = [
         (f"{letter}{i}", str((7 * i + len(letter)) % 2)) for i in range(40) for letter in ("a", "b")
