@@ -13,6 +13,8 @@ from postgrad.core.errors import ConfigError, DataError, ModelError, TrainingErr
 from postgrad.core.models import EmbeddedConfig, Model
 from postgrad.core.models.embedded import build, warm_start
 from postgrad.core.types import Prompt
+from postgrad.engines.chat.config import ChatConfig
+from postgrad.engines.chat.types import Call, Reply
 from postgrad.thought import ops
 from postgrad.thought.adapter import Adapter
 from postgrad.thought.agents import ModelAgent, Turn, _engines
@@ -21,6 +23,7 @@ from postgrad.thought.cases import Case, read_cases, split_cases
 from postgrad.thought.config import AdapterConfig, AutoencoderConfig, StatesConfig, TeamConfig
 from postgrad.thought.evaluation import evaluate
 from postgrad.thought.learning import learn, lesson_loss, make_lessons
+from postgrad.thought.served import ServedAgent
 from postgrad.thought.team import Team
 
 PROMPTS = [Prompt(id=str(i), text=text) for i, text in enumerate(("ab", "a longer one", "c", "dd ee ff gg"))]
@@ -331,6 +334,40 @@ def test_states_and_turns_are_computed_once(
     assert again.generate(PROMPTS[1:], max_tokens=3) == said[1:]
     with pytest.raises(TypeError):
         again.states(PROMPTS, None, torch.zeros(4, 1, 32))  # another prefix is another state
+
+
+class Echo:
+    """A chat that says how long the question was, and keeps it."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def complete(self, call: Call) -> Reply:
+        self.asked.append(call.messages[-1]["content"])
+        return Reply(str(len(call.messages[-1]["content"])))
+
+    def count_tokens(self, text: str) -> int:
+        return len(text)
+
+    async def close(self) -> None: ...
+
+
+def test_an_agent_behind_a_server_is_read_by_a_local_model_and_told_by_text(agents: list[ModelAgent]) -> None:
+    chat = Echo()
+    served = ServedAgent(ChatConfig(model="far", base_url="http://nowhere.invalid/v1"), agents[1], chat)
+    team = Team([agents[0], served], config(turn_tokens=2))
+    learn(team, cases())
+    asked = cases(3)
+    _, heard = team.exchange(asked)
+    expected = agents[1].states([case.views[1] for case in asked], heard.turns[1])
+    torch.testing.assert_close(heard.states[:, 32:], expected)
+    chat.asked.clear()
+    answers = team.generate(asked)
+    assert [turn.text for turn in answers[1]] == [str(len(text)) for text in chat.asked[3:]]
+    for i, text in enumerate(chat.asked[3:]):
+        assert text == f"cd{i} x\n\nThe others said:\na: {heard.turns[0][i].text.strip()}"
+    with pytest.raises(ModelError, match="takes no virtual tokens"):
+        served.generate([asked[0].views[1]], torch.zeros(1, 1, 48), max_tokens=1)
 
 
 # -- controls --------------------------------------------------------------------------------------------------------
