@@ -183,6 +183,19 @@ GLOSSARY: dict[str, str] = {
     "cost/*_prompt_tokens": "Prompt tokens of the {0} so far, as its server counts them (tokens).",
     "cost/*_cached_tokens": "Prompt tokens of the {0} so far that its server had in its cache (tokens).",
     "cost/*_completion_tokens": "Tokens of replies of the {0} so far, as its server counts them (tokens).",
+    "autoencoder/explained": "R² of all agents' standardised states, of what the thoughts explain of them (at most 1).",
+    "autoencoder/penalty_weight": "λ, the weight of the Jacobian's L1 norm beside the error of the states (no unit).",
+    "structure/holders": "Thoughts by how many agents hold them, from 0 on (thoughts).",
+    "adapter/loss": "Loss of this update, −log p of the words and 1 − cos of their mean embedding, mean over agents (nats per "
+    "token, and no unit).",
+    "adapter/loss_valid": "The same loss on cases set aside, by which the adapter is chosen (nats per token, and no unit).",
+    "adapter/prefix_norm": "Mean length of the virtual tokens (mean lengths of a token's embedding).",
+    "adapter/grad_norm": "Global norm of the adapter's gradient before clipping (no unit).",
+    "eval/*/accuracy": "Share of held-out answers that are right where agents are told in the way {0} (0 to 1).",
+    "eval/*/accuracy_low": "Lower end of the 95 % interval of that share for {0}, clustered by case (0 to 1).",
+    "eval/*/accuracy_high": "Upper end of the 95 % interval of that share for {0}, clustered by case (0 to 1).",
+    "eval/*/positions": "Tokens, real or virtual, that an agent is given in the way {0}, mean (tokens).",
+    "eval/*/bits": "Size of what an agent is told in the way {0}, mean (bits).",
     "nonfinite/count": "Metrics of this line that were NaN or infinite and are written as null (values).",
 }
 """Metric key → one sentence. `*` stands for one part or several; `{0}` in the sentence is what it matched."""
