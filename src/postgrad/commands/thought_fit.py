@@ -232,7 +232,10 @@ def rewrite_report(run: Run) -> Path:
         )
         if sum(value is not None for value in series.get(key, [])) > 1
     )
-    words = "−log p of what an agent is to say, and 1 − cos of mean embeddings. The adapter with the least loss on cases set aside is kept."
+    words = (
+        "−log p of what an agent is to say, and 1 − cos of mean embeddings. The adapter with the least loss on cases set aside "
+        "is kept."
+    )
     figures = (
         [Figure("loss", "The adapter's loss", words, columns, "update", lines, "update")] if lines else []
     )
@@ -258,7 +261,9 @@ def rewrite_report(run: Run) -> Path:
     ]
     figures.append(holders_figure(learned["histogram"]))
     tables = [Table("Ways of telling", HEADER, table_rows(evaluation), f"{NOTE} {budget_line(evaluation)}")]
-    return write_report(run, headlines=headlines, figures=figures, tables=tables, notes=evaluation["warnings"])
+    return write_report(
+        run, headlines=headlines, figures=figures, tables=tables, notes=evaluation["warnings"]
+    )
 
 
 def holders_figure(histogram: Sequence[int]) -> Any:

@@ -57,8 +57,8 @@ def holders_map(
             f"holds {name}": [held[j][place] for j in order],
         }
     caption = (
-        "Agents across, thoughts side by side: those that most agents hold first. The darker, the more an agent's state depends "
-        "on the thought (RMS of the decoder's Jacobian); framed where it holds it. Numbers below name every eighth thought."
+        "A row for each agent, a column for each thought, those first that most hold. The darker, the more an agent's state "
+        "depends on the thought (RMS of the decoder's Jacobian); framed where it holds it. Numbers name every eighth thought."
     )
     return Picture("holders_map", "Who holds which thought", caption, "".join(parts), columns)
 

@@ -107,7 +107,8 @@ def show_plan(config: TeamConfig, work: Work) -> int:
     print(
         f"memory   {describe_size(weights)} of model weights ({len(models)} loaded), {describe_size(16 * autoencoder)} and "
         f"{describe_size(16 * adapter)} for training (weights, gradients, Adam), "
-        f"{describe_size(config.autoencoder.jacobian_bytes)} for Jacobians at most, {describe_size(4 * sum(widths) * len(work.train))} of states; activations not counted"
+        f"{describe_size(config.autoencoder.jacobian_bytes)} for Jacobians at most, "
+        f"{describe_size(4 * sum(widths) * len(work.train))} of states; activations not counted"
     )
     words, flops = _flops(config, work, shapes)
     print(f"compute  about {flops:.2e} FLOP by the language models ({words})")
