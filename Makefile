@@ -50,6 +50,8 @@ bench: $(VENV)/.installed
 	$(PY) benchmarks/influence_mislabeled.py --quick
 	$(PY) benchmarks/influence_speed.py --quick
 	$(PY) benchmarks/thought_jacobian.py --quick
+	$(PY) benchmarks/thought_witnesses.py --quick
+	$(PY) benchmarks/thought_ledger.py --quick
 	$(PY) benchmarks/playbook_prefix.py --quick
 	$(PY) benchmarks/playbook_dedup.py --quick
 	$(PY) benchmarks/playbook_log.py --quick

@@ -68,6 +68,11 @@ VERBS = (
     ["playbook", "learn"],
     ["playbook", "eval"],
     ["scaling"],
+    ["thought"],
+    ["thought", "fit"],
+    ["thought", "eval"],
+    ["thought", "inspect"],
+    ["thought", "run"],
 )
 
 
@@ -181,7 +186,10 @@ def test_the_exit_code_of_a_command_is_that_of_the_program(monkeypatch: pytest.M
     [
         (["rl", "tran"], "No command 'tran'. Did you mean 'train'?"),
         (["reprot", "x"], "No command 'reprot'. Did you mean 'report'?"),
-        (["zzz"], "Valid: cite, doctor, influence, mara, memory, playbook, report, rl, runs, scaling."),
+        (
+            ["zzz"],
+            "Valid: cite, doctor, influence, mara, memory, playbook, report, rl, runs, scaling, thought.",
+        ),
         (["rl", "train", "--overwite"], "Did you mean '--overwrite'?"),
         (["rl", "train", "--lr", "1"], "Unknown option --lr. Did you mean '--optimizer.lr'?"),
         (["rl", "train", "--optimiser.lr", "1"], "Did you mean '--optimizer.lr'?"),

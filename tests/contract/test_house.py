@@ -20,7 +20,7 @@ from postgrad.mara.config import ExplainConfig, MeasureConfig
 from postgrad.playbook.config import LearnConfig
 from postgrad.rl import RLConfig
 from postgrad.scaling import ScalingConfig
-from postgrad.thought.config import AutoencoderConfig
+from postgrad.thought.config import AutoencoderConfig, TeamConfig
 
 FACES = [
     "postgrad",
@@ -47,6 +47,7 @@ CONFIGS: list[type[Config]] = [
     MeasureConfig,
     RLConfig,
     ScalingConfig,
+    TeamConfig,
 ]
 
 
@@ -106,7 +107,7 @@ def test_a_config_survives_json_and_every_field_has_help(config_type: type[Confi
     ("room", "name", "config"),
     [
         (room, name, config)
-        for room, config in (("rl", RLConfig), ("playbook", LearnConfig))
+        for room, config in (("rl", RLConfig), ("playbook", LearnConfig), ("thought", TeamConfig))
         for name in shipped_recipes(room)
     ],
 )

@@ -22,6 +22,7 @@ from postgrad.cli.memory import memory
 from postgrad.cli.options import check_overrides, split_words
 from postgrad.cli.playbook import playbook
 from postgrad.cli.scaling import scaling
+from postgrad.cli.thought import thought
 from postgrad.cli.tree import (
     ARGV_KEY,
     DottedCommand,
@@ -89,6 +90,7 @@ cli.add_command(mara)
 cli.add_command(memory)
 cli.add_command(playbook)
 cli.add_command(scaling)
+cli.add_command(thought)
 
 
 @cli.group(cls=HintingGroup, context_settings=group_settings())

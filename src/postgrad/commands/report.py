@@ -26,6 +26,8 @@ _WRITERS = {
     "memory.learn": "memory_learn",
     "memory.compare": "memory_compare",
     "playbook.learn": "playbook_learn",
+    "thought.fit": "thought_fit",
+    "thought.inspect": "thought_inspect",
 }
 """Kind of run → module of this package whose `rewrite_report` knows more than the metrics say."""
 

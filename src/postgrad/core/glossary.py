@@ -58,8 +58,10 @@ GLOSSARY: dict[str, str] = {
     "speed/generate_tokens_per_s": "Completion tokens generated per second of generation (tokens/s).",
     "speed/train_tokens_per_s": "Tokens trained on per second of training (tokens/s).",
     "speed/samples_per_s": "Samples finished per second of wall time (samples/s).",
-    "idle/generator_fraction": "Share of the schedule in which the generator had nothing to do (0 to 1).",
-    "idle/trainer_fraction": "Share of the schedule in which the trainer waited for samples (0 to 1).",
+    "idle/generator_fraction": "Share of the time (virtual in one process) in which generators had nothing to do (0 to 1).",
+    "idle/generator_restarts": "Generators that died and were replaced so far (processes).",
+    "idle/reissued_requests": "Samples under way that were begun anew because their generator died, so far (samples).",
+    "idle/trainer_fraction": "Share of that time in which the trainer waited for samples (0 to 1).",
     "eval/pass_rate": "Held-out pass rate, mean@k over prompts that are never trained on (0 to 1).",
     "eval/pass_rate_low": "Lower end of the 95 % interval of the held-out pass rate, clustered by prompt "
     "(0 to 1).",
@@ -183,6 +185,19 @@ GLOSSARY: dict[str, str] = {
     "cost/*_prompt_tokens": "Prompt tokens of the {0} so far, as its server counts them (tokens).",
     "cost/*_cached_tokens": "Prompt tokens of the {0} so far that its server had in its cache (tokens).",
     "cost/*_completion_tokens": "Tokens of replies of the {0} so far, as its server counts them (tokens).",
+    "autoencoder/explained": "R² of all agents' standardised states, of what the thoughts explain of them (at most 1).",
+    "autoencoder/penalty_weight": "λ, the weight of the Jacobian's L1 norm beside the error of the states (no unit).",
+    "structure/holders": "Thoughts by how many agents hold them, from 0 on (thoughts).",
+    "adapter/loss": "Loss of this update, −log p of the words and 1 − cos of their mean embedding, mean over agents (nats per "
+    "token, and no unit).",
+    "adapter/loss_valid": "The same loss on cases set aside, by which the adapter is chosen (nats per token, and no unit).",
+    "adapter/prefix_norm": "Mean length of the virtual tokens (mean lengths of a token's embedding).",
+    "adapter/grad_norm": "Global norm of the adapter's gradient before clipping (no unit).",
+    "eval/*/accuracy": "Share of held-out answers that are right where agents are told in the way {0} (0 to 1).",
+    "eval/*/accuracy_low": "Lower end of the 95 % interval of that share for {0}, clustered by case (0 to 1).",
+    "eval/*/accuracy_high": "Upper end of the 95 % interval of that share for {0}, clustered by case (0 to 1).",
+    "eval/*/positions": "Tokens, real or virtual, that an agent is given in the way {0}, mean (tokens).",
+    "eval/*/bits": "Size of what an agent is told in the way {0}, mean (bits).",
     "nonfinite/count": "Metrics of this line that were NaN or infinite and are written as null (values).",
 }
 """Metric key → one sentence. `*` stands for one part or several; `{0}` in the sentence is what it matched."""

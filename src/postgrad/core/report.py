@@ -53,6 +53,9 @@ AREAS = {
     "curriculum": "Prompts",
     "learn": "Samples",
     "validation": "Validation",
+    "autoencoder": "Autoencoder",
+    "structure": "Who holds what",
+    "adapter": "Adapter",
     "playbook": "Playbook",
     "cost": "Cost",
     "idle": "Waiting",
@@ -128,9 +131,9 @@ def write_report(
         run: from `Run.open`, `Run.create` or `Run.resume`.
         headlines: the numbers at the top; default: those of the metric keys.
         figures: large figures; default: held-out and training pass rate, where logged.
-        tables: below the figures.
+        pictures: below the figures.
+        tables: below these.
         heatmaps: texts with shaded words, below the tables.
-        pictures: below these.
         notes: sentences right below the headlines.
         derived: the run was computed from something else in a moment: no steps, no metrics over them, and no replay from
             its config alone.

@@ -9,7 +9,7 @@ Departures from the paper:
 4. Embeddings only propose what looks alike; rules block what contradicts, and the Curator decides.
 
 Start at `book.py` (bullets, deltas, `fold`), then `log.py`, `study.py` (one sample), `curate.py` (what is done of what is asked),
-`learning.py` (the loop), `view.py` (the text in the prompt) and `api.py`; `clean.py`, `similarity.py`, `dedup.py` guard, `traces.py`
+`learning.py` (the loop), `view.py` (the text in the prompt), `api.py`; `clean.py`, `similarity.py`, `dedup.py` guard, `traces.py`
 reads what was done elsewhere, `export.py`, `serve.py` and `timeline.py` give out.
 """
 

@@ -225,7 +225,7 @@ class Learner:
                 statistics.logp,
                 behaviour_logp[place],
                 advantage[place],
-                sample[place] - sample[place[0]],
+                sample[place] - sample[place].min(),
             )
             term = terms.term
             if self.algorithm.covariance == "kl":

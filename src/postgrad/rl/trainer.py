@@ -20,7 +20,7 @@ import numpy as np
 
 from postgrad.core.errors import RunError, TrainingError
 from postgrad.core.models.model import Model, save
-from postgrad.core.protocols import Engine, Forecaster, Judge, RewardTransform
+from postgrad.core.protocols import ConcurrentEngine, Engine, Forecaster, Judge, RewardTransform
 from postgrad.core.run import Run
 from postgrad.core.types import Group, Prompt
 from postgrad.rl.config import RLConfig
@@ -54,6 +54,7 @@ class Trainer:
         held_out: evaluation prompts, already chosen.
         transform: re-rewards each group before advantages (mara).
         forecaster: says after every evaluation where the run will end (scaling).
+        concurrent: the engine again, where it generates by itself.
     """
 
     def __init__(
@@ -67,14 +68,16 @@ class Trainer:
         held_out: Sequence[Prompt],
         transform: RewardTransform | None = None,
         forecaster: Forecaster | None = None,
+        concurrent: ConcurrentEngine | None = None,
     ) -> None:
         self.run, self.model, self.engine, self.config = run, model, engine, config
         self.judge, self.stream, self.held_out, self.transform = judge, stream, held_out, transform
         self.forecaster = forecaster
         self.rollout = Rollout(model, config.length, config.algorithm, config.seed, config.data.instruction)
         self.learner = Learner(model, config.algorithm, config.optimizer, config.seed)
+        slots = config.engine.slots * max(1, config.engine.generators)
         self.scheduler = Scheduler(
-            engine, self.rollout, judge, stream.next, config.algorithm, config.schedule, config.engine.slots
+            engine, self.rollout, judge, stream.next, config.algorithm, config.schedule, slots, concurrent
         )
         self.step = 0
         self.totals = {"generated_tokens": 0, "trained_tokens": 0, "elapsed_s": 0.0}
@@ -101,6 +104,7 @@ class Trainer:
             raise KeyboardInterrupt
 
     def _advance(self) -> bool:
+        self.scheduler.read_clock()  # evaluations and checkpoints are not waiting
         started = time.perf_counter()
         groups = self.scheduler.next_batch()
         if not groups:
@@ -142,7 +146,7 @@ class Trainer:
 
     def _evaluate(self, phase: str) -> dict[str, float]:
         """Held-out metrics; what is being generated is put aside and continued afterwards."""
-        under_way = self.engine.snapshot()
+        under_way = self.scheduler.pause()
         self.engine.load_weights(self.learner.weights(), self.scheduler.version)
         evaluation = self.evaluate_now()
         self.engine.submit(under_way)
@@ -224,10 +228,15 @@ class Trainer:
     def _clock_metrics(self) -> dict[str, float]:
         clock = self.scheduler.read_clock()
         total = max(clock.total, 1e-9)
-        return {
+        metrics = {
             "idle/generator_fraction": 1 - clock.busy_generator / total,
             "idle/trainer_fraction": 1 - clock.busy_trainer / total,
         }
+        if self.scheduler.concurrent is not None:
+            usage = self.scheduler.concurrent.usage()
+            metrics["idle/generator_restarts"] = usage.num_restarts
+            metrics["idle/reissued_requests"] = usage.num_reissued
+        return metrics
 
     def _speed(self, groups: Sequence[Group], metrics: Mapping[str, Any], seconds: float) -> dict[str, float]:
         samples = [sample for group in groups for sample in group.samples]

@@ -68,13 +68,13 @@ class Adapter(nn.Module):
         share = config.start_norm / math.sqrt(2)
         self.leave = nn.ParameterList(
             [
-                weight(count, units, 2 * share / math.sqrt(width))
+                weight(count, units, 2 * share / math.sqrt(max(1, width)))
                 for count, width in zip(outputs, self.embed_widths, strict=True)
             ]
         )
         self.leave_bias = nn.ParameterList(
             [
-                nn.Parameter(torch.randn(count, generator=generator) * share / math.sqrt(width))
+                nn.Parameter(torch.randn(count, generator=generator) * share / math.sqrt(max(1, width)))
                 for count, width in zip(outputs, self.embed_widths, strict=True)
             ]
         )

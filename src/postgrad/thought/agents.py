@@ -163,9 +163,13 @@ class ModelAgent:
         """H: the model's width for each of `states.tokens`."""
         return self._width * (1 if self.where.mean else self.where.tokens)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """Names weights, tokenizer and `states`."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256(fingerprint(self.model.module).encode())
         digest.update(repr(sorted(self.model.tokenizer.get_vocab().items())).encode())
         digest.update(self.where.model_dump_json().encode())

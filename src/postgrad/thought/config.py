@@ -123,11 +123,11 @@ class AdapterConfig(Config):
     alpha_weights: tuple[float, ...] | None = None
     """w_α of thoughts that 0, 1, …, A agents hold, by hand. None = learned, from 1."""
     reference: Reference = "labels"
-    """What an agent is to say. `labels`: the answer of the data; `oracle`: what it would say if it saw what all see; `text`: what
-    it would say if the others' turns were told to it; `self` (the paper's): what it would say alone, which rewards not
+    """What an agent is to say. `labels`: the answer of the data; `oracle`: what it would say if it saw what all see; `text`:
+    what it would say if the others' turns were told to it; `self` (the paper's): what it would say alone, which rewards not
     listening."""
     teach: Literal["reference", "own"] = "reference"
-    """Whose words the loss is taken on: those of the reference, or what the agent itself says with its present prefix (the paper's)."""
+    """Whose words the loss is taken on: the reference's, or what the agent itself says with its present prefix (the paper's)."""
     soft: bool = True
     """With `oracle` and `text`: learn all probabilities of the agent that was told, not its words alone."""
     similarity: float = Field(default=1.0, ge=0)
@@ -173,8 +173,8 @@ class TeamConfig(Config):
     eval_cases: str | None = None
     """The same to measure on. None = a share of `cases` (`data.holdout_fraction`)."""
     data: DataConfig = DataConfig()
-    """Tasks in place of `cases`: all agents are asked the same, and the task's verifier judges. Answers to `cases` are right where
-    they are the same text but for spaces."""
+    """Tasks in place of `cases`: all agents are asked the same, and the task's verifier judges. Answers to `cases` are right
+    where they are the same text but for spaces."""
     rounds: int = Field(default=1, ge=1)
     """Exchanges of thoughts before the answer."""
     turn_tokens: int = Field(default=0, ge=0)

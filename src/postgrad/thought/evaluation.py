@@ -18,6 +18,7 @@ An answer that cannot be read is wrong and stays in the denominator.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -73,9 +74,21 @@ class Evaluation(NamedTuple):
     flops_per_case: int
 
     def gain(self, way: Way, over: Way) -> Interval:
-        """Difference of accuracies, paired by case and agent, 95 % interval."""
-        first, second = (list(itertools.chain(*self.rows[name].right)) for name in (way, over))
-        return paired_difference(list(zip(first, second, strict=True)))
+        """Difference of accuracies, paired by case and agent, 95 % interval with cases as the unit of chance: Newcombe's of all
+        pairs, widened by how much alike the pairs of a case are."""
+        first, second = (self._by_agent(self.rows[name].right) for name in (way, over))
+        found = paired_difference(list(zip(itertools.chain(*first), itertools.chain(*second), strict=True)))
+        agents = len(first)
+        each = torch.tensor(first, dtype=torch.float64) - torch.tensor(second, dtype=torch.float64)
+        apart, alike = float(each.var(correction=0)) / agents, float(each.mean(0).var(correction=0))
+        wider = math.sqrt(min(agents, max(1.0, alike / apart)) if apart else agents)
+        low, high = wider * (found.mean - found.low), wider * (found.high - found.mean)
+        return Interval(found.mean, max(-1.0, found.mean - low), min(1.0, found.mean + high))
+
+    def _by_agent(self, right: list[list[bool]]) -> list[list[bool]]:
+        """A row for each agent, also of an answer that they gave together."""
+        agents = max(len(row.right) for row in self.rows.values())
+        return right * agents if len(right) == 1 else right
 
 
 def evaluate(

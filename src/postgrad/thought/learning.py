@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -26,6 +26,7 @@ from postgrad.thought.adapter import Adapter
 from postgrad.thought.agents import Tokens, TrainableAgent, Turn
 from postgrad.thought.autoencoder import Autoencoder, Fitted, fit
 from postgrad.thought.cases import Case
+from postgrad.thought.config import TeamConfig
 from postgrad.thought.structure import Structure, read_structure
 from postgrad.thought.team import Messages, Round, Team
 
@@ -87,13 +88,7 @@ def learn(
     log = log or (lambda step, metrics: None)
     team.check(cases)
     config = team.config
-    needed = config.autoencoder.num_thoughts + 1
-    if len(cases) < needed:
-        raise DataError(
-            f"{len(cases)} cases are too few states for {needed - 1} thoughts. Give more cases, at best ten for each thought, or "
-            f"lower autoencoder.num_thoughts to at most {max(1, len(cases) // 10)}."
-        )
-    _check_reference(config.adapter.reference, cases)
+    check_cases(config, cases)
     heard = team.listen(cases)
     team.autoencoder, found = _find_thoughts(team, heard.states, folder)
     structure = read_structure(team.autoencoder, heard.states)
@@ -115,7 +110,14 @@ def learn(
     return Learned(structure, explained, weight, loss)
 
 
-def _check_reference(reference: str, cases: Sequence[Case]) -> None:
+def check_cases(config: TeamConfig, cases: Sequence[Case]) -> None:
+    """Raises DataError: too few cases for so many thoughts, or one without what the reference needs."""
+    needed, reference = config.autoencoder.num_thoughts + 1, config.adapter.reference
+    if len(cases) < needed:
+        raise DataError(
+            f"{len(cases)} cases are too few states for {needed - 1} thoughts. Give more cases, at best ten for each thought, or "
+            f"lower autoencoder.num_thoughts to at most {max(1, len(cases) // 10)}."
+        )
     for case in cases:
         if reference == "labels" and case.answer is None:
             raise DataError(
@@ -125,6 +127,20 @@ def _check_reference(reference: str, cases: Sequence[Case]) -> None:
             raise DataError(
                 f"Case {case.id!r} has no `whole`, which reference = oracle needs: a prompt with all that is known."
             )
+
+
+def kept_step(folder: Path, config: TeamConfig) -> int:
+    """The update that a stopped `learn` goes on from with this folder; -1 where no adapter was kept yet."""
+    for number in reversed(range(config.rounds)):
+        path = folder / f"adapter-round-{number + 1}.safetensors"
+        if path.is_file():
+            try:
+                with safe_open(path, "pt") as file:
+                    step = int(file.get_tensor("place")[0])
+            except (OSError, SafetensorError) as error:
+                raise RunError(f"{path} is damaged ({error}). Remove it: this round begins anew.") from None
+            return number * config.adapter.steps + step
+    return -1
 
 
 def _find_thoughts(
@@ -310,8 +326,8 @@ class _Training:
             if not bool(loss.isfinite()):
                 raise TrainingError(
                     f"The adapter's loss for {self.team.agents[agent].name} is {float(loss.detach())} at update {self.step}. "
-                    f"Lower adapter.lr (now {self.config.lr}) or adapter.max_norm (now {self.config.max_norm}), or load the model "
-                    "in float32."
+                    f"Lower adapter.lr (now {self.config.lr}) or adapter.max_norm (now {self.config.max_norm}), or load "
+                    "the model in float32."
                 )
             loss.backward()
             total += float(loss.detach())

@@ -234,13 +234,7 @@ class Team:
             ModelError: missing or damaged files; models that are not those it was fitted to.
         """
         folder = Path(folder)
-        path = folder / "team.json"
-        try:
-            about = cast("dict[str, Any]", json.loads(path.read_bytes()))
-            config = validate(TeamConfig, about["config"])
-            known = [(str(one["name"]), str(one["fingerprint"])) for one in about["agents"]]
-        except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
-            raise ModelError(f"There is no team that can be read in {folder}: {error}") from error
+        config, known = read_about(folder)
         team = cls(make_agents(config) if agents is None else agents, config, messages)
         found = [(agent.name, agent.fingerprint) for agent in team.agents]
         if len(found) != len(known):
@@ -254,6 +248,16 @@ class Team:
         team.autoencoder = Autoencoder.load(folder)
         team.adapter = Adapter.load(folder, team.autoencoder.fingerprint())
         return team
+
+
+def read_about(folder: Path) -> tuple[TeamConfig, list[tuple[str, str]]]:
+    """Config, and names and fingerprints of the agents, of a team that was saved. Raises ModelError: it cannot be read."""
+    try:
+        about = cast("dict[str, Any]", json.loads((folder / "team.json").read_bytes()))
+        config = validate(TeamConfig, about["config"])
+        return config, [(str(one["name"]), str(one["fingerprint"])) for one in about["agents"]]
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        raise ModelError(f"There is no team that can be read in {folder}: {error}") from error
 
 
 def make_agents(config: TeamConfig) -> list[Agent]:

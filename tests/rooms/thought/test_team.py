@@ -13,6 +13,8 @@ from postgrad.core.errors import ConfigError, DataError, ModelError, TrainingErr
 from postgrad.core.models import EmbeddedConfig, Model
 from postgrad.core.models.embedded import build, warm_start
 from postgrad.core.types import Prompt
+from postgrad.engines.chat.config import ChatConfig
+from postgrad.engines.chat.types import Call, Reply
 from postgrad.thought import ops
 from postgrad.thought.adapter import Adapter
 from postgrad.thought.agents import ModelAgent, Turn, _engines
@@ -21,6 +23,7 @@ from postgrad.thought.cases import Case, read_cases, split_cases
 from postgrad.thought.config import AdapterConfig, AutoencoderConfig, StatesConfig, TeamConfig
 from postgrad.thought.evaluation import evaluate
 from postgrad.thought.learning import learn, lesson_loss, make_lessons
+from postgrad.thought.served import ServedAgent
 from postgrad.thought.team import Team
 
 PROMPTS = [Prompt(id=str(i), text=text) for i, text in enumerate(("ab", "a longer one", "c", "dd ee ff gg"))]
@@ -126,7 +129,8 @@ def test_logits_of_answers_are_those_of_a_plain_pass_and_reach_the_prefix(agents
         torch.testing.assert_close(logits[start : start + len(answers[i])], plain, rtol=1e-4, atol=1e-4)
         start += len(answers[i])
     logits.square().sum().backward()
-    assert prefix.grad is not None and bool((prefix.grad.abs().sum((1, 2)) > 0).all())
+    assert prefix.grad is not None
+    assert bool((prefix.grad.abs().sum((1, 2)) > 0).all())
 
 
 def test_wrong_virtual_tokens_and_states_that_are_not_finite_are_refused(agents: list[ModelAgent]) -> None:
@@ -246,6 +250,29 @@ def test_a_team_learns_is_saved_and_answers_the_same_when_loaded(
         Team.from_pretrained(tmp_path, [agents[0], ModelAgent(small(9, 48), None, "b")])
 
 
+def test_three_models_of_different_widths_and_tokenizers_are_a_team() -> None:
+    texts = ([("ab", "1")], [("the quick brown fox " * 3, "jumps")] * 3, [("cd9 cd9 cd9", "cd9")] * 3)
+    sizes = (32, 48, 64)
+    team = Team(
+        [
+            ModelAgent(
+                build(text, EmbeddedConfig(hidden_size=size, num_layers=2, intermediate_size=48)),
+                None,
+                str(size),
+            )
+            for text, size in zip(texts, sizes, strict=True)
+        ],
+        config(rounds=2, turn_tokens=2),
+    )
+    assert len({len(agent.model.tokenizer) for agent in team.agents if isinstance(agent, ModelAgent)}) > 1
+    asked = [Case.of_texts(str(i), [f"ab{i}", f"the fox {i}", f"cd9 {i}"], str(i % 3)) for i in range(40)]
+    learn(team, asked)
+    prefixes, heard = team.exchange(asked[:5])
+    assert [prefix.shape for prefix in prefixes] == [(5, 1, size) for size in sizes]
+    assert heard.states.shape == (5, sum(sizes))
+    assert all(len(row.answers[0]) == 5 for row in evaluate(team, asked[:5]).rows.values())
+
+
 def test_agents_learn_to_say_what_only_the_other_knows() -> None:
     demonstrations = [
         (f"{letter}{i}", str((7 * i + len(letter)) % 2)) for i in range(40) for letter in ("a", "b")
@@ -268,7 +295,8 @@ def test_agents_learn_to_say_what_only_the_other_knows() -> None:
     learn(team, asked, log=lambda step, metrics: losses.append(metrics.get("adapter/loss_valid", torch.nan)))
     rows = evaluate(team, asked, ["thoughts", "alone", "shuffled"]).rows
     right = {way: sum(rows[way].right[0]) / len(asked) for way in rows}
-    assert right["thoughts"] > 0.9 and max(right["alone"], right["shuffled"]) < 0.7, right
+    assert right["thoughts"] > 0.9, right
+    assert max(right["alone"], right["shuffled"]) < 0.7, right
 
 
 def test_learning_that_was_stopped_goes_on_to_the_same_bits(agents: list[ModelAgent], tmp_path: Path) -> None:
@@ -306,6 +334,40 @@ def test_states_and_turns_are_computed_once(
     assert again.generate(PROMPTS[1:], max_tokens=3) == said[1:]
     with pytest.raises(TypeError):
         again.states(PROMPTS, None, torch.zeros(4, 1, 32))  # another prefix is another state
+
+
+class Echo:
+    """A chat that says how long the question was, and keeps it."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def complete(self, call: Call) -> Reply:
+        self.asked.append(call.messages[-1]["content"])
+        return Reply(str(len(call.messages[-1]["content"])))
+
+    def count_tokens(self, text: str) -> int:
+        return len(text)
+
+    async def close(self) -> None: ...
+
+
+def test_an_agent_behind_a_server_is_read_by_a_local_model_and_told_by_text(agents: list[ModelAgent]) -> None:
+    chat = Echo()
+    served = ServedAgent(ChatConfig(model="far", base_url="http://nowhere.invalid/v1"), agents[1], chat)
+    team = Team([agents[0], served], config(turn_tokens=2))
+    learn(team, cases())
+    asked = cases(3)
+    _, heard = team.exchange(asked)
+    expected = agents[1].states([case.views[1] for case in asked], heard.turns[1])
+    torch.testing.assert_close(heard.states[:, 32:], expected)
+    chat.asked.clear()
+    answers = team.generate(asked)
+    assert [turn.text for turn in answers[1]] == [str(len(text)) for text in chat.asked[3:]]
+    for i, text in enumerate(chat.asked[3:]):
+        assert text == f"cd{i} x\n\nThe others said:\na: {heard.turns[0][i].text.strip()}"
+    with pytest.raises(ModelError, match="takes no virtual tokens"):
+        served.generate([asked[0].views[1]], torch.zeros(1, 1, 48), max_tokens=1)
 
 
 # -- controls --------------------------------------------------------------------------------------------------------
@@ -423,11 +485,14 @@ def test_a_case_that_cannot_be_read_is_named_by_file_and_line(
 def test_cases_of_names_and_numbers_are_the_same_and_their_split_is_by_content(tmp_path: Path) -> None:
     path = tmp_path / "cases.jsonl"
     path.write_text(
-        '{"id": "1", "views": ["x", "y"], "answer": "3", "whole": "x y"}\n{"id": "2", "views": {"b": "y", "a": "x"}, "answer": 3}\n'
+        '{"id": "1", "views": ["x", "y"], "answer": "3", "whole": "x y"}\n'
+        '{"id": "2", "views": {"b": "y", "a": "x"}, "answer": 3}\n'
     )
     first, second = read_cases(path, ["a", "b"])
     assert [view.text for view in first.views] == [view.text for view in second.views] == ["x", "y"]
     assert first.answer == second.answer == "3"
     kept, held = split_cases(cases(200), 0.25)
-    assert kept and held and {case.id for case in kept}.isdisjoint(case.id for case in held)
+    assert len(kept) + len(held) == 200
+    assert 20 < len(held) < 80
+    assert {case.id for case in kept}.isdisjoint(case.id for case in held)
     assert {case.id for case in split_cases(cases(200)[::-1], 0.25)[1]} == {case.id for case in held}

@@ -26,7 +26,13 @@ from postgrad.core.types import Request, Sample
 from postgrad.engines import ops
 from postgrad.engines.torch_engine import fused
 from postgrad.engines.torch_engine.decoder import Decoder, HFDecoder, matches_forward
-from postgrad.engines.torch_engine.prefix import check_prefix, context_key, context_tokens, num_virtual
+from postgrad.engines.torch_engine.prefix import (
+    check_prefix,
+    context_key,
+    context_tokens,
+    num_virtual,
+    prefix_tensor,
+)
 
 _CONTEXT_STEP = 16
 """Attention reads the cache up to the longest running sequence, rounded up to this many positions."""
@@ -368,7 +374,7 @@ class TorchEngine:
         index = torch.tensor(pairs, device=self._device)
         embeds = None
         if any(entry.embeds is not None for entry in batch):
-            embeds = [None if entry.embeds is None else torch.tensor(entry.embeds) for entry in batch]
+            embeds = [prefix_tensor(entry.embeds) for entry in batch]
         self.decoder.prefill(torch.from_numpy(token).to(self._device), index[:, 0], index[:, 1], embeds)
         self.num_prefill_tokens += sum(len(entry.known) for entry in batch)
 

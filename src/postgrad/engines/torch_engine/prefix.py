@@ -40,6 +40,11 @@ def context_key(request: Request) -> tuple[int, int]:
     return request.group_id, 0 if embeds is None else hash(embeds.tobytes())
 
 
+def prefix_tensor(embeds: NDArray[np.float32] | None) -> Tensor | None:
+    """A copy [M, D] as a tensor; the array may be a view of any strides."""
+    return None if embeds is None else torch.from_numpy(embeds.copy())
+
+
 def put_prefixes(x: Tensor, embeds: Sequence[Tensor | None]) -> Tensor:
     """Overwrites x [N, L, D] in place: the first M positions of row i become embeds[i] [M, D]; M may differ between rows.
 
@@ -71,7 +76,7 @@ def check_prefix(request: Request, module: PreTrainedModel) -> None:
         raise EngineError(
             f"Request {request.id}: prefix_embeds is {embeds.dtype} {list(embeds.shape)}; {valid}."
         )
-    bad = int((~torch.tensor(embeds, dtype=module.dtype).isfinite()).sum())
+    bad = int((~torch.from_numpy(embeds.copy()).to(module.dtype).isfinite()).sum())
     if bad:
         raise EngineError(
             f"Request {request.id}: {bad} of the {embeds.size} values of prefix_embeds are not finite in the model's "
