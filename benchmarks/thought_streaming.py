@@ -60,7 +60,9 @@ def update_flops(model: Autoencoder, batch: int) -> float:
     first = model.encode_in.numel() + model.encode_skip.numel()
     later = model.encode_out.numel() + model.decode_in.numel() + sum(out.numel() for out in model.decode_out)
     config = model.config
-    return batch * (4 * first + 6 * later) + 6 * sum(model.widths) * config.decoder_units * config.num_thoughts
+    return (
+        batch * (4 * first + 6 * later) + 6 * sum(model.widths) * config.decoder_units * config.num_thoughts
+    )
 
 
 def main() -> None:

@@ -413,7 +413,7 @@ def fit(
         log_every: updates between entries of `curve`; 0 = none.
 
     Raises:
-        DataError: states of another width, fewer than 2, or not finite.
+        DataError: states of another width, fewer than 2, all the same, or not finite.
         TrainingError: the error became infinite or NaN.
     """
     config = config or AutoencoderConfig()
@@ -424,6 +424,11 @@ def fit(
     for block in model.blocks(states):  # neither mean nor deviation is set yet: as they are
         moments.add(block)
     deviation = (moments.squares / moments.count).sqrt()
+    if not deviation.any():
+        raise DataError(
+            f"All {len(states)} states are the same, so there is nothing to find in them. Are the prompts the same, or is the state "
+            "that of a token which they share, such as the last one of a chat template? Read another (states.tokens, states.mean)."
+        )
     model.mean.copy_(moments.mean)
     model.deviation.copy_(torch.where(deviation > 0, deviation, 1.0))
     if config.start == "ica":

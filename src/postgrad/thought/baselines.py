@@ -169,8 +169,8 @@ def unfold(
 def bend(first: Tensor, second: Tensor) -> tuple[float, float]:
     """(R², θ): how well the second of two components [S], turned by θ, is a function of the first.
 
-    The function is a mean in 20 bins; of independent components R² is about 20/S. Of twelve angles the one is taken around which R²
-    is largest (mean of five), because a bent thought is a function of much that rises with it.
+    The function is a mean in 20 bins; of independent components R² is about 20/S. Of twelve angles the one is taken around which
+    R² is largest (mean of five), because a bent thought is a function of much that rises with it.
 
     >>> z = torch.linspace(-1, 1, 2001)
     >>> share, angle = bend(z.clamp(min=0), z.clamp(max=0))  # z⁺ + z⁻ = z, of which z⁺ − z⁻ = |z| is a function

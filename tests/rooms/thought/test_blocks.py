@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.live_bytes import LiveBytes
 from torch import Tensor
 
+from postgrad.core.errors import DataError
 from postgrad.thought import AutoencoderConfig, autoencoder, fast_ica, fit, jacobian, ops, read_structure
 from postgrad.thought.autoencoder import Autoencoder, Moments, spread
 from postgrad.thought.baselines import bend, dependence, principal_directions, unfold
-from tests.live_bytes import LiveBytes
 
 QUICK = AutoencoderConfig(
     num_thoughts=3, warmup_steps=5, ramp_steps=5, sparse_steps=5, refit_steps=5, penalty=0.1, batch_size=64
@@ -183,3 +184,8 @@ def test_noise_is_drawn_where_its_generator_is() -> None:
     generator = torch.Generator().manual_seed(0)
     for backend in ("group", "sampled"):
         assert jacobian.penalty(backend, *parts, generator).device.type == "meta"
+
+
+def test_states_that_are_all_the_same_are_refused_with_a_reason() -> None:
+    with pytest.raises(DataError, match="All 50 states are the same"):
+        fit(torch.ones(50, 10), (5, 5), QUICK)
