@@ -238,3 +238,11 @@ def test_clip_cov_draws_evenly_from_the_window() -> None:
     assert not ops.clip_cov(logps, advantages, generator, low=1e6, high=1e7).any()
     everything = ops.clip_cov(logps, advantages, generator, fraction=1.0, low=0.5, high=2.0)
     assert torch.equal(everything, allowed)
+
+
+def test_overlong_penalty_by_hand_and_against_a_loop() -> None:
+    lengths = torch.arange(0, 121)
+    penalty = ops.overlong_penalty(lengths, 100, 20)
+    assert penalty[[79, 80, 90, 99, 100, 120]].tolist() == pytest.approx([0, 0, -0.5, -0.95, -1, -1])
+    for length, value in zip(lengths.tolist(), penalty.tolist(), strict=True):
+        assert value == pytest.approx(min(0.0, max(-1.0, (100 - length) / 20 - 1)))

@@ -12,6 +12,9 @@ GLOSSARY: dict[str, str] = {
     "phrase (0 to 1).",
     "rollout/zero_variance_fraction": "Share of groups whose rewards are all equal, which carry no "
     "gradient (0 to 1).",
+    "rollout/dropped_groups": "Groups without variance that were generated for this update and replaced by others; they are "
+    "in the rollout metrics, not in the loss (groups).",
+    "rollout/length_penalty_mean": "Mean of what the reward loses for length; 0 for samples that did not pass (reward units).",
     "rollout/completion_tokens_mean": "Mean completion length (tokens).",
     "rollout/completion_tokens_max": "Longest completion of the step (tokens).",
     "rollout/verify_failed_fraction": "Share of samples without a verdict (error, timeout or non-finite "

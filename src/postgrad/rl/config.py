@@ -47,8 +47,11 @@ class AlgorithmConfig(Config):
     """`clip` draws from the tokens whose covariance is at least this …"""
     covariance_high: float = 5.0
     """… and at most this."""
-    zero_variance: Literal["drop", "keep"] = "drop"
-    """Groups whose rewards are all equal carry no gradient: leave them out of the batch statistics (paper) or not."""
+    zero_variance: Literal["drop", "keep", "resample"] = "drop"
+    """Groups whose rewards are all equal carry no gradient: leave them out of the batch statistics (paper), or `keep` them, or
+    `resample`: generate further groups until the batch is full (DAPO's dynamic sampling, arXiv 2503.14476)."""
+    resample_limit: int = Field(default=10, ge=0)
+    """`resample`: most batches' worth of groups that are replaced for one update; after that the batch stays smaller."""
     history_threshold: float | None = Field(default=0.9, gt=0, le=1)
     """No-positive-resampling: a prompt whose pass rate ever reached this is not sampled again. None = off."""
     truncated: Literal["exclude", "keep"] = "exclude"
@@ -70,6 +73,15 @@ class AlgorithmConfig(Config):
         if isinstance(data, dict) and data.get("history_threshold") in ("none", "off"):
             return {**data, "history_threshold": None}
         return data
+
+    @model_validator(mode="after")
+    def _comparable(self) -> AlgorithmConfig:
+        if self.zero_variance == "resample" and self.baseline == "none":
+            raise ValueError(
+                'zero_variance = "resample" replaces groups whose rewards are all equal, but with baseline = "none" these do '
+                'carry a gradient; set zero_variance = "drop", or baseline = "group"'
+            )
+        return self
 
 
 class ScheduleConfig(Config):
@@ -101,6 +113,10 @@ class LengthConfig(Config):
     """Injected text; its tokens are masked out of the loss."""
     interrupt_unless: str = "</think>"
     """No interruption once this single token was emitted (thinking is over). Ignored if it is not one token."""
+    penalty_tokens: int | None = Field(default=None, ge=1)
+    """Overlong penalty, the paper's alternative to interruptions: a sample that passed loses up to 1, linearly, over the last so
+    many tokens below `max_completion_tokens`: clip((max_completion_tokens − length)/penalty_tokens − 1, −1, 0) is added to its
+    reward (DAPO, arXiv 2503.14476). None = no penalty. Independent of interruptions; set interrupt_min = "none" for it alone."""
 
     @model_validator(mode="after")
     def _ordered(self) -> LengthConfig:
@@ -114,14 +130,20 @@ class LengthConfig(Config):
                     f"interrupt_max {self.interrupt_max} leaves no room for an answer below max_completion_tokens "
                     f'{self.max_completion_tokens}; lower it, or set interrupt_min = "none" for no interruptions'
                 )
+        if self.penalty_tokens is not None and self.penalty_tokens >= self.max_completion_tokens:
+            raise ValueError(
+                f"penalty_tokens {self.penalty_tokens} must be below max_completion_tokens {self.max_completion_tokens}, or "
+                "every sample is too long; DAPO takes a fifth of the limit"
+            )
         return self
 
     @model_validator(mode="before")
     @classmethod
     def _none(cls, data: object) -> object:
-        if isinstance(data, dict) and data.get("interrupt_min") in ("none", "off"):
-            return {**data, "interrupt_min": None}
-        return data
+        if not isinstance(data, dict):
+            return data
+        off = [name for name in ("interrupt_min", "penalty_tokens") if data.get(name) in ("none", "off")]
+        return {**data, **dict.fromkeys(off)}
 
 
 class OptimizerConfig(Config):

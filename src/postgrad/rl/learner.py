@@ -17,6 +17,7 @@ from postgrad.core.models.packing import loss_tokens, row_logps, rows
 from postgrad.core.types import Group, Sample
 from postgrad.rl import ops
 from postgrad.rl.config import AlgorithmConfig, OptimizerConfig
+from postgrad.rl.filters import usable
 
 
 class Batch(NamedTuple):
@@ -50,7 +51,7 @@ def make_batch(
     """Filters as the recipe says and computes advantages; None when nothing with a gradient is left.
 
     Left out: samples without a verdict, truncated ones (`truncated = "exclude"`) and, where the group is the baseline,
-    groups of fewer than two samples after that and groups without variance (`zero_variance = "drop"`).
+    groups of fewer than two samples after that and groups without variance (unless `zero_variance = "keep"`).
 
     Args:
         groups: with their final rewards.
@@ -61,22 +62,16 @@ def make_batch(
     compared = config.baseline == "group"
     kept: list[tuple[int, Sample]] = []
     for index, group in enumerate(groups):
-        usable = [
-            sample
-            for sample in group.samples
-            if sample.reward is not None
-            and bool(sample.loss_mask.any())
-            and not (config.truncated == "exclude" and sample.stop_reason == "length")
-        ]
-        if len(usable) > compared:
-            kept += [(index, sample) for sample in usable]
+        samples = usable(group, config)
+        if len(samples) > compared:
+            kept += [(index, sample) for sample in samples]
     metrics = {"loss/trained_groups": 0.0, "loss/trained_samples": 0.0, "loss/trained_tokens": 0.0}
     if not kept:
         return None
     group = torch.tensor([index for index, _ in kept])
     reward = torch.tensor([float(sample.reward or 0.0) for _, sample in kept])
     alive = ops.has_variance(reward, group) if compared else torch.ones(len(groups), dtype=torch.bool)
-    if config.zero_variance == "drop":
+    if config.zero_variance != "keep":
         choose = alive[group]
         kept = [pair for pair, chosen in zip(kept, choose.tolist(), strict=True) if chosen]
         group, reward = group[choose], reward[choose]

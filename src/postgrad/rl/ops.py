@@ -73,6 +73,24 @@ def advantages(
     return torch.where(variance <= 1e-12, 0.0, centred / deviation)
 
 
+def overlong_penalty(
+    num_tokens: Int[Tensor, " N"], max_tokens: int, penalty_tokens: int
+) -> Float[Tensor, " N"]:
+    """clip((Lmax − |y|)/Lcache − 1, −1, 0): what the reward of a long correct sample loses (DAPO, arXiv 2503.14476).
+
+    0 up to Lmax − Lcache tokens, then linearly down to −1 at Lmax.
+
+    Args:
+        num_tokens: |y|, all tokens of the completion.
+        max_tokens: Lmax.
+        penalty_tokens: Lcache.
+
+    >>> overlong_penalty(torch.tensor([50, 80, 85, 100]), 100, 20).tolist()
+    [0.0, 0.0, -0.25, -1.0]
+    """
+    return ((max_tokens - num_tokens) / penalty_tokens - 1).clamp(-1, 0)
+
+
 def has_variance(reward: Float[Tensor, " N"], group: Int[Tensor, " N"]) -> Bool[Tensor, " P"]:
     """Which groups have rewards that differ (0 < pass rate < 1 for binary rewards; right for any others too).
 

@@ -22,7 +22,7 @@ from postgrad.core.errors import RunError, TrainingError
 from postgrad.core.models.model import Model, save
 from postgrad.core.protocols import Engine, Forecaster, Judge, RewardTransform
 from postgrad.core.run import Run
-from postgrad.core.types import Group, Prompt
+from postgrad.core.types import Group, Prompt, Sample
 from postgrad.rl.config import RLConfig
 from postgrad.rl.evaluate import Evaluation, evaluate
 from postgrad.rl.learner import Learner
@@ -103,13 +103,14 @@ class Trainer:
     def _advance(self) -> bool:
         started = time.perf_counter()
         groups = self.scheduler.next_batch()
-        if not groups:
+        generated = [*groups, *self.scheduler.dropped]
+        if not generated:
             return False
         judged = time.perf_counter()
-        self._remember(groups)
-        metrics = self._describe(groups)
+        self._remember(generated)
+        metrics = self._describe(generated)
         trained, min_deviation = groups, 0.0
-        if self.transform is not None:
+        if self.transform is not None and groups:
             began = time.perf_counter()
             trained, facts = self.transform(groups)
             min_deviation = self.transform.min_deviation
@@ -127,7 +128,7 @@ class Trainer:
             "time/train_s": updated - before_update,
             "time/generate_s": judged - started + ended - updated,
         }
-        metrics |= self._speed(groups, metrics, ended - started)
+        metrics |= self._speed(generated, metrics, ended - started)
         last = self.step == self.config.steps
         if last or (self.config.eval.every and self.step % self.config.eval.every == 0):
             began = time.perf_counter()
@@ -214,12 +215,24 @@ class Trainer:
                     ("non_finite", "non_finite"),
                 )
             },
+            **self._optional(samples),
             "staleness/mean": float(lag.mean()),
             "staleness/max": int(lag.max()),
             "staleness/histogram": np.bincount(lag, minlength=self.config.schedule.k + 1).tolist(),
             "curriculum/active_prompts": self.stream.num_active,
             "curriculum/removed_prompts": self.stream.num_removed,
         }
+
+    def _optional(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """What is logged only where its option is on."""
+        metrics: dict[str, float] = {}
+        if self.config.algorithm.zero_variance == "resample":
+            metrics["rollout/dropped_groups"] = len(self.scheduler.dropped)
+        if self.config.length.penalty_tokens is not None:
+            metrics["rollout/length_penalty_mean"] = float(
+                np.mean([self.rollout.length_penalty(sample) for sample in samples])
+            )
+        return metrics
 
     def _clock_metrics(self) -> dict[str, float]:
         clock = self.scheduler.read_clock()

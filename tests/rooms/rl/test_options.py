@@ -1,0 +1,150 @@
+"""Options beyond the paper's recipe, in whole runs: what they change, what they refuse, and that they resume exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.rooms.rl.conftest import make_groups
+from tests.rooms.rl.test_train import config, stable
+
+from postgrad.core.errors import ConfigError
+from postgrad.core.run import Run
+from postgrad.core.types import Verdict
+from postgrad.rl import train
+from postgrad.rl.config import AlgorithmConfig, LengthConfig
+from postgrad.rl.filters import informative, usable
+from postgrad.rl.rollout import Rollout
+from postgrad.rl.trainer import Trainer
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTGRAD_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+class Killed(BaseException):
+    """Ends a run where a kill would."""
+
+
+def straight_and_resumed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, reward: str = "half", **changes: Any
+) -> tuple[Run, Run]:
+    """A run of 6 updates that nobody disturbed, and one that ended after 5 and went on from its checkpoint of 4."""
+    straight = train(config=config(folder, reward, **changes), out=folder / "straight", quiet=True)
+    advance = Trainer._advance
+
+    def killed(self: Trainer) -> bool:
+        if self.step == 5:
+            raise Killed
+        return advance(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_advance", killed)
+        with pytest.raises(Killed):
+            train(config=config(folder, reward, **changes), out=folder / "killed", quiet=True)
+    resumed = train(out=folder / "killed", resume=True, quiet=True)
+    return straight, resumed
+
+
+def assert_equal_runs(first: Run, second: Run) -> None:
+    assert stable(first) == stable(second)
+    files = [run.checkpoints()[-1][1].glob("*model.safetensors") for run in (first, second)]
+    contents = [{path.name: path.read_bytes() for path in found} for found in files]
+    assert contents[0]
+    assert contents[0] == contents[1]
+
+
+# -- zero_variance = "resample" ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["pipeline", "ppo"])
+def test_dynamic_sampling_fills_batches_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    changes = {"algorithm.zero_variance": "resample", "schedule.mode": mode, "algorithm.truncated": "keep"}
+    straight, resumed = straight_and_resumed(tmp_path, monkeypatch, **changes)
+    assert_equal_runs(straight, resumed)
+    rows = straight.metrics()[1:]
+    assert sum(row["rollout/dropped_groups"] for row in rows) > 0
+    for row in rows:
+        assert row["loss/trained_groups"] == 6
+        flat = row["rollout/zero_variance_fraction"] * (6 + row["rollout/dropped_groups"])
+        assert flat == pytest.approx(row["rollout/dropped_groups"])
+
+
+def test_where_all_groups_are_equal_updates_are_skipped(tmp_path: Path) -> None:
+    changes = {
+        "steps": 2,
+        "algorithm.zero_variance": "resample",
+        "algorithm.resample_limit": 1,
+        "algorithm.success_threshold": -1.0,
+        "algorithm.history_threshold": None,
+        "algorithm.samples_per_prompt": 2,
+    }
+    run = train(config=config(tmp_path, "always", **changes), out=tmp_path / "run", quiet=True)
+    for row in run.metrics()[1:]:
+        assert row["loss/skipped"] == 1
+        assert row["rollout/dropped_groups"] > 6
+        assert row["rollout/zero_variance_fraction"] == 1
+
+
+def test_what_is_informative_is_what_the_learner_keeps() -> None:
+    kept, flat, failed, cut = make_groups(num_groups=4)
+    for sample in flat.samples:
+        sample.reward = 1.0
+    for sample in failed.samples[1:]:
+        sample.reward = None
+    cut.samples[0].stop_reason = cut.samples[2].stop_reason = "length"
+    algorithm = AlgorithmConfig()
+    assert [informative(group, algorithm) for group in (kept, flat, failed, cut)] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert [s.request_id for s in usable(cut, algorithm)] == [13, 15]
+    assert informative(cut, AlgorithmConfig(truncated="keep"))
+
+
+def test_resampling_without_a_baseline_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="baseline"):
+        config(tmp_path, **{"algorithm.zero_variance": "resample", "algorithm.baseline": "none"})
+
+
+# -- length.penalty_tokens ---------------------------------------------------------------------------------------------
+
+
+def test_only_long_samples_that_passed_pay(model: Any) -> None:
+    length = LengthConfig(max_completion_tokens=10, interrupt_min=None, penalty_tokens=4)
+    rollout = Rollout(model, length, AlgorithmConfig(), 0)
+    (group,) = make_groups(num_groups=1, size=3)
+    for sample, tokens in zip(group.samples, (6, 9, 9), strict=True):
+        sample.token_ids, sample.loss_mask = np.ones(tokens, dtype=np.int64), np.ones(tokens, dtype=bool)
+
+    class Known:
+        def collect(self, tickets: Any) -> list[Verdict]:
+            return [Verdict(1.0), Verdict(1.0), Verdict(0.0)]
+
+    rollout.judge(group, Known(), [0, 1, 2])  # type: ignore[arg-type]
+    assert [sample.reward for sample in group.samples] == [1.0, 1.0 - 0.75, -1.0]  # (10 − 9)/4 − 1 = −0.75
+    assert all(rollout.passed(sample) for sample in group.samples[:2])
+
+
+def test_the_penalty_is_in_the_reward_and_logged(tmp_path: Path) -> None:
+    changes = {
+        "steps": 1,
+        "length.interrupt_min": None,
+        "length.penalty_tokens": 6,
+        "algorithm.truncated": "keep",
+        "algorithm.success_threshold": 0.5,
+    }
+    row = train(config=config(tmp_path, "always", **changes), out=tmp_path / "run", quiet=True).metrics()[1]
+    assert -1 <= row["rollout/length_penalty_mean"] < 0
+    assert row["rollout/reward_mean"] == pytest.approx(1 + row["rollout/length_penalty_mean"])
+    assert row["rollout/pass_rate"] == 1
+    with pytest.raises(ConfigError, match="penalty_tokens 8 must be below"):
+        config(tmp_path, **{"length.penalty_tokens": 8})
+    assert config(tmp_path, **{"length.penalty_tokens": "none"}).length.penalty_tokens is None
