@@ -31,6 +31,11 @@ GLOSSARY: dict[str, str] = {
     "loss/ratio_max": "Greatest importance ratio over trained tokens, before the cap (1 = on-policy).",
     "loss/entropy": "Mean entropy of the trainer's next-token distribution over trained tokens (nats per "
     "token).",
+    "loss/kl_k1_policy_ref": "KL(policy ‖ reference) by the k1 estimator, mean of log p − log p_ref over trained tokens (nats "
+    "per token; may be negative).",
+    "loss/kl_k3_policy_ref": "KL(policy ‖ reference) by the k3 estimator, mean of r − 1 − log r with r = p_ref / p over trained "
+    "tokens (nats per token; never negative).",
+    "loss/reward_kl_mean": "Mean of what the rewards of the trained samples lose to the KL to the reference (reward units).",
     "loss/grad_norm": "Global norm of the gradient before clipping (no unit).",
     "loss/lr": "Learning rate of this update (no unit).",
     "loss/trained_tokens": "Tokens in the loss of this update, injected ones excluded (tokens).",

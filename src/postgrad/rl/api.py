@@ -6,6 +6,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from postgrad.core.data import plain_text
 from postgrad.core.errors import ConfigError, DataError
 from postgrad.core.models import embedded_model, load
 from postgrad.core.models.model import Model
+from postgrad.core.models.reference import ReferencePolicy
 from postgrad.core.protocols import Forecaster, RewardTransform, TransformContext
 from postgrad.core.run import Run, check_free
 from postgrad.core.types import Prompt
@@ -199,7 +201,9 @@ def train(
         policy = model if isinstance(model, Model) else load_model(config, data, _warm_start_notes(note))
     with make_judge(config.data) as judge:
         parts = _prepare(policy, config, data, note)
-        rewarder = _make_transform(transform, policy, config, data, resumed=last is not None)
+        initial = _initial_weights(policy, config, data, resumed=last is not None)
+        rewarder = _make_transform(transform, policy, config, initial)
+        reference = _make_reference(policy, config, initial)
         with _open_run(config, out, resume, overwrite, command, quiet) as run:
             if resume:
                 run.truncate_after(last[0] if last is not None else -1)
@@ -213,6 +217,7 @@ def train(
                 parts.held_out,
                 rewarder,
                 forecaster,
+                reference,
             )
             if last is not None:
                 run.note(f"resuming from {last[1].name}")
@@ -221,25 +226,45 @@ def train(
     return run
 
 
+def _initial_weights(
+    policy: Model, config: RLConfig, data: Data, *, resumed: bool
+) -> Callable[[], dict[str, Tensor]]:
+    """The weights of before training, in host memory; a resumed run reads them from where the config has them."""
+
+    @cache
+    def initial_weights() -> dict[str, Tensor]:
+        module = (load_model(config, data) if resumed else policy).module
+        return {name: p.detach().to("cpu", copy=True) for name, p in module.named_parameters()}
+
+    return initial_weights
+
+
+def _make_reference(
+    policy: Model, config: RLConfig, initial_weights: Callable[[], dict[str, Tensor]]
+) -> ReferencePolicy | None:
+    if config.algorithm.kl == "none":
+        return None
+    return ReferencePolicy(
+        policy,
+        initial_weights(),
+        temperature=config.algorithm.temperature,
+        max_tokens=config.optimizer.micro_batch_tokens,
+    )
+
+
 def _make_transform(
     transform: Callable[[TransformContext], RewardTransform] | None,
     policy: Model,
     config: RLConfig,
-    data: Data,
-    *,
-    resumed: bool,
+    initial_weights: Callable[[], dict[str, Tensor]],
 ) -> RewardTransform | None:
-    """What re-rewards; a resumed run reads the weights of before training from where the config has them."""
+    """What re-rewards."""
     if transform is None:
         if config.mara:
             raise ConfigError(
                 "The config has a table [mara], but no transform was given: transform=pg.mara.transform."
             )
         return None
-
-    def initial_weights() -> dict[str, Tensor]:
-        module = (load_model(config, data) if resumed else policy).module
-        return {name: p.detach().to("cpu", copy=True) for name, p in module.named_parameters()}
 
     algorithm = config.algorithm
     signed = algorithm.reward == "signed"

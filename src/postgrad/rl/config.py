@@ -47,6 +47,18 @@ class AlgorithmConfig(Config):
     """`clip` draws from the tokens whose covariance is at least this …"""
     covariance_high: float = 5.0
     """… and at most this."""
+    kl: Literal["none", "loss", "reward"] = "none"
+    """Regularisation towards the model before training (paper: none). `reward`: the sum of `kl_estimator` over a sample's tokens,
+    under the policy that sampled them, times `kl_coef` is taken from its reward, after the filters have looked at it. `loss`: the
+    estimator is a term of each token, with the weights of `aggregation`, as in GRPO (no importance ratio on it)."""
+    kl_coef: float = Field(default=1e-3, gt=0)
+    """Coefficient of that KL (DeepSeek-R1: 0.001; GRPO's paper: 0.04)."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """With d = log π − log π_ref: k1 = d, k2 = d²/2, k3 = exp(−d) − 1 + d. The gradient of the KL(π ‖ π_ref) itself comes from k1
+    in the reward and, on-policy, from k2 in the loss; k3 in the loss (GRPO's) is close to it for small d only, and k1 in the loss
+    has no gradient in expectation and is refused (arXiv 2510.01555)."""
+    entropy_coef: float = Field(default=0.0, ge=0)
+    """Entropy bonus: so many times the entropy of each trained token's distribution is added to the objective (paper: none)."""
     zero_variance: Literal["drop", "keep", "resample"] = "drop"
     """Groups whose rewards are all equal carry no gradient: leave them out of the batch statistics (paper), or `keep` them, or
     `resample`: generate further groups until the batch is full (DAPO's dynamic sampling, arXiv 2503.14476)."""
@@ -80,6 +92,11 @@ class AlgorithmConfig(Config):
             raise ValueError(
                 'zero_variance = "resample" replaces groups whose rewards are all equal, but with baseline = "none" these do '
                 'carry a gradient; set zero_variance = "drop", or baseline = "group"'
+            )
+        if self.kl == "loss" and self.kl_estimator == "k1":
+            raise ValueError(
+                'kl_estimator "k1" in the loss has an expected gradient of zero: it regularises nothing; set kl_estimator = "k2" '
+                '(the gradient of the KL), "k3" (GRPO), or kl = "reward"'
             )
         return self
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from postgrad.core.errors import TrainingError
 from postgrad.core.models.head import fp32_head
 from postgrad.core.models.model import Model
-from postgrad.core.models.packing import loss_tokens, row_logps, rows
+from postgrad.core.models.packing import TokenStatistics, loss_tokens, row_logps, rows
+from postgrad.core.models.reference import ReferencePolicy
 from postgrad.core.types import Group, Sample
 from postgrad.rl import ops
 from postgrad.rl.config import AlgorithmConfig, OptimizerConfig
@@ -29,6 +30,7 @@ class Batch(NamedTuple):
         sample: int64 [T], index into `samples` of each loss token.
         behaviour_logp, weight: float32 [T].
         penalised: bool [T]; the tokens that pay KL-Cov's KL.
+        ref_logp: float32 [T] under the model before training; None without a KL to it.
         metrics: what the filters did.
     """
 
@@ -38,6 +40,7 @@ class Batch(NamedTuple):
     behaviour_logp: Tensor
     weight: Tensor
     penalised: Tensor
+    ref_logp: Tensor | None
     metrics: dict[str, float]
 
 
@@ -47,6 +50,7 @@ def make_batch(
     *,
     min_deviation: float = 0.0,
     generator: torch.Generator | None = None,
+    reference: ReferencePolicy | None = None,
 ) -> Batch | None:
     """Filters as the recipe says and computes advantages; None when nothing with a gradient is left.
 
@@ -58,6 +62,7 @@ def make_batch(
         config: of the algorithm.
         min_deviation: the least that advantages are divided by.
         generator: of Clip-Cov's draws.
+        reference: the model before training, where `kl` wants it.
     """
     compared = config.baseline == "group"
     kept: list[tuple[int, Sample]] = []
@@ -75,9 +80,20 @@ def make_batch(
         choose = alive[group]
         kept = [pair for pair, chosen in zip(kept, choose.tolist(), strict=True) if chosen]
         group, reward = group[choose], reward[choose]
-    if not kept or not bool(alive.any()):
+    regularised = (
+        config.kl != "none" or config.entropy_coef > 0
+    )  # what has no advantage has a gradient all the same
+    if not kept or not (regularised or bool(alive.any())):
         return None
     samples = [sample for _, sample in kept]
+    sample, behaviour_logp = loss_tokens(samples)
+    ref_logp = None if reference is None else torch.cat(reference.token_logps(samples))
+    if config.kl == "reward" and ref_logp is not None:
+        penalty = config.kl_coef * ops.kl_penalty(
+            behaviour_logp, ref_logp, sample, len(samples), config.kl_estimator
+        )
+        reward = reward - penalty
+        metrics["loss/reward_kl_mean"] = float(penalty.mean())
     importance = torch.tensor([sample.weight for sample in samples])
     advantage = ops.advantages(
         reward,
@@ -87,7 +103,6 @@ def make_batch(
         weight=importance,
         min_deviation=min_deviation,
     )
-    sample, behaviour_logp = loss_tokens(samples)
     weight = ops.token_weights(sample, group, config.aggregation) * importance[sample]
     chosen = covariant_tokens(config, behaviour_logp, advantage[sample], generator)
     if config.covariance == "clip":
@@ -98,7 +113,7 @@ def make_batch(
     if config.covariance != "none":
         metrics["loss/covariance_fraction"] = float(chosen.float().mean())
     penalised = chosen if config.covariance == "kl" else torch.zeros_like(chosen)
-    return Batch(samples, advantage, sample, behaviour_logp, weight, penalised, metrics)
+    return Batch(samples, advantage, sample, behaviour_logp, weight, penalised, ref_logp, metrics)
 
 
 def covariant_tokens(
@@ -140,6 +155,24 @@ def loss_terms(
             return ops.reinforce(logp, behaviour_logp, advantage)
 
 
+def regularisation(
+    config: AlgorithmConfig,
+    statistics: TokenStatistics,
+    behaviour_logp: Tensor,
+    penalised: Tensor,
+    ref_logp: Tensor | None,
+) -> Tensor:
+    """What is added to the per-token terms, [T]: KL-Cov's KL, the KL to the reference, the entropy bonus."""
+    term = torch.zeros_like(statistics.logp)
+    if config.covariance == "kl":
+        term = term + config.covariance_kl * (statistics.logp - behaviour_logp).abs() * penalised
+    if config.kl == "loss" and ref_logp is not None:
+        term = term + config.kl_coef * ops.kl_estimate(statistics.logp, ref_logp, config.kl_estimator)
+    if config.entropy_coef > 0:
+        term = term - config.entropy_coef * statistics.entropy
+    return term
+
+
 class Learner:
     """Holds the policy and its optimizer.
 
@@ -148,9 +181,17 @@ class Learner:
     """
 
     def __init__(
-        self, model: Model, algorithm: AlgorithmConfig, optimizer: OptimizerConfig, seed: int = 0
+        self,
+        model: Model,
+        algorithm: AlgorithmConfig,
+        optimizer: OptimizerConfig,
+        seed: int = 0,
+        reference: ReferencePolicy | None = None,
     ) -> None:
         self.model, self.algorithm, self.config, self.seed = model, algorithm, optimizer, seed
+        self.reference = reference
+        if algorithm.kl != "none" and reference is None:
+            raise ValueError(f"kl {algorithm.kl!r} needs a reference")
         fp32_head(model.module, algorithm.fp32_head)
         model.module.eval()  # no dropout: the ratio compares this policy with the one that generated
         self.parameters = {name: p for name, p in model.module.named_parameters() if p.requires_grad}
@@ -183,7 +224,13 @@ class Learner:
             TrainingError: the gradient is not finite (the weights are still those of before).
         """
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.num_updates)
-        batch = make_batch(groups, self.algorithm, min_deviation=min_deviation, generator=generator)
+        batch = make_batch(
+            groups,
+            self.algorithm,
+            min_deviation=min_deviation,
+            generator=generator,
+            reference=self.reference,
+        )
         if batch is None:
             self.num_updates += 1
             return {
@@ -206,6 +253,7 @@ class Learner:
         sample, behaviour_logp, weight, penalised = (
             x.to(device) for x in (batch.sample, batch.behaviour_logp, batch.weight, batch.penalised)
         )
+        ref_logp = None if batch.ref_logp is None else batch.ref_logp.to(device)
         loss = torch.zeros((), device=device)
         logps, ratios = torch.zeros_like(behaviour_logp), torch.zeros_like(behaviour_logp)
         entropies, limited = (
@@ -214,7 +262,12 @@ class Learner:
         )
         for row in rows(batch.samples, self.config.micro_batch_tokens):
             place = row.place.to(device)
-            statistics = row_logps(self.model, row, self.algorithm.temperature)
+            statistics = row_logps(
+                self.model,
+                row,
+                self.algorithm.temperature,
+                entropy_gradient=self.algorithm.entropy_coef > 0,
+            )
             terms = loss_terms(
                 self.algorithm,
                 statistics.logp,
@@ -222,17 +275,27 @@ class Learner:
                 advantage[place],
                 sample[place] - sample[place[0]],
             )
-            term = terms.term
-            if self.algorithm.covariance == "kl":
-                distance = (statistics.logp - behaviour_logp[place]).abs()
-                term = term + self.algorithm.covariance_kl * distance * penalised[place]
+            term = terms.term + regularisation(
+                self.algorithm,
+                statistics,
+                behaviour_logp[place],
+                penalised[place],
+                None if ref_logp is None else ref_logp[place],
+            )
             row_loss = (weight[place] * term).sum()
             row_loss.backward()
             loss += row_loss.detach()
-            logps[place], entropies[place] = statistics.logp.detach(), statistics.entropy
+            logps[place], entropies[place] = statistics.logp.detach(), statistics.entropy.detach()
             ratios[place], limited[place] = terms.ratio, terms.limited
         kl = ops.mismatch_kl(logps, behaviour_logp)
+        distance: dict[str, float] = {}
+        if ref_logp is not None:
+            distance = {
+                f"loss/kl_{name}_policy_ref": float(ops.kl_estimate(logps, ref_logp, name).mean())
+                for name in ("k1", "k3")
+            }
         return {
+            **distance,
             "loss/policy": float(loss),
             "loss/cap_hit_fraction": float(limited.float().mean()),
             "loss/ratio_mean": float(ratios.mean()),

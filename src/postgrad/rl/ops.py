@@ -202,6 +202,50 @@ def reinforce(
     return LossTerms(-advantage * logp, ratio, torch.zeros_like(ratio, dtype=torch.bool))
 
 
+# -- regularisation towards a reference ---------------------------------------------------------------------------------
+
+KLEstimator = Literal["k1", "k2", "k3"]
+
+
+def kl_estimate(
+    logp: Float[Tensor, " T"], ref_logp: Float[Tensor, " T"], estimator: KLEstimator
+) -> Float[Tensor, " T"]:
+    """Schulman's estimators of KL(π ‖ π_ref) per token, for tokens drawn from π: with d = log π − log π_ref
+
+    k1 = d (unbiased), k2 = d²/2 (biased, ≥ 0), k3 = exp(−d) − 1 + d (unbiased, ≥ 0).
+
+    Differentiated as a loss on-policy, k2 gives the gradient of KL(π ‖ π_ref), k3 that of KL(π_ref ‖ π) and k1 nothing in
+    expectation (Liu et al., arXiv 2510.01555).
+
+    >>> half, quarter = torch.tensor([0.5]).log(), torch.tensor([0.25]).log()
+    >>> [round(float(kl_estimate(half, quarter, k)), 4) for k in ("k1", "k2", "k3")]  # d = log 2
+    [0.6931, 0.2402, 0.1931]
+    """
+    distance = logp - ref_logp
+    match estimator:
+        case "k1":
+            return distance
+        case "k2":
+            return distance.square() / 2
+        case "k3":
+            return (-distance).exp() - 1 + distance
+
+
+def kl_penalty(
+    logp: Float[Tensor, " T"],
+    ref_logp: Float[Tensor, " T"],
+    sample: Int[Tensor, " T"],
+    num_samples: int,
+    estimator: KLEstimator,
+) -> Float[Tensor, " N"]:
+    """Σ_t of `kl_estimate` per sample: what, times a coefficient, is taken from its reward.
+
+    >>> kl_penalty(torch.tensor([-1.0, -1.0, -2.0]), torch.tensor([-3.0, -2.0, -2.0]), torch.tensor([0, 0, 1]), 2, "k1").tolist()
+    [3.0, 0.0]
+    """
+    return _segment_sum(kl_estimate(logp, ref_logp, estimator), sample, num_samples)
+
+
 # -- which tokens lower the entropy: KL-Cov and Clip-Cov (Cui et al., arXiv 2505.22617) -------------------------------
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from postgrad.core.errors import RunError, TrainingError
 from postgrad.core.models.model import Model, save
+from postgrad.core.models.reference import ReferencePolicy
 from postgrad.core.protocols import Engine, Forecaster, Judge, RewardTransform
 from postgrad.core.run import Run
 from postgrad.core.types import Group, Prompt, Sample
@@ -54,6 +55,7 @@ class Trainer:
         held_out: evaluation prompts, already chosen.
         transform: re-rewards each group before advantages (mara).
         forecaster: says after every evaluation where the run will end (scaling).
+        reference: the model before training, where `algorithm.kl` wants it.
     """
 
     def __init__(
@@ -67,12 +69,13 @@ class Trainer:
         held_out: Sequence[Prompt],
         transform: RewardTransform | None = None,
         forecaster: Forecaster | None = None,
+        reference: ReferencePolicy | None = None,
     ) -> None:
         self.run, self.model, self.engine, self.config = run, model, engine, config
         self.judge, self.stream, self.held_out, self.transform = judge, stream, held_out, transform
         self.forecaster = forecaster
         self.rollout = Rollout(model, config.length, config.algorithm, config.seed, config.data.instruction)
-        self.learner = Learner(model, config.algorithm, config.optimizer, config.seed)
+        self.learner = Learner(model, config.algorithm, config.optimizer, config.seed, reference)
         self.scheduler = Scheduler(
             engine, self.rollout, judge, stream.next, config.algorithm, config.schedule, config.engine.slots
         )

@@ -148,3 +148,31 @@ def test_the_penalty_is_in_the_reward_and_logged(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="penalty_tokens 8 must be below"):
         config(tmp_path, **{"length.penalty_tokens": 8})
     assert config(tmp_path, **{"length.penalty_tokens": "none"}).length.penalty_tokens is None
+
+
+# -- regularisers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"algorithm.kl": "loss", "algorithm.kl_coef": 0.5, "algorithm.entropy_coef": 0.1},
+        {"algorithm.kl": "reward", "algorithm.kl_coef": 0.05, "algorithm.kl_estimator": "k1"},
+    ],
+)
+def test_a_regularised_run_resumes_with_the_reference_of_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    straight, resumed = straight_and_resumed(
+        tmp_path,
+        monkeypatch,
+        **changes,
+        **{"algorithm.zero_variance": "keep", "algorithm.truncated": "keep"},
+    )
+    assert_equal_runs(straight, resumed)
+    rows = straight.metrics()[1:]
+    assert rows[0]["loss/kl_k3_policy_ref"] == pytest.approx(
+        0, abs=1e-6
+    )  # the first update starts at the reference
+    assert rows[-1]["loss/kl_k3_policy_ref"] > 1e-4
+    assert ("loss/reward_kl_mean" in rows[0]) == (changes["algorithm.kl"] == "reward")
