@@ -284,3 +284,23 @@ def test_values_and_gradients_of_the_kl_estimators_over_all_outcomes() -> None:
     torch.testing.assert_close(as_loss("k2"), gradient(reverse))
     torch.testing.assert_close(as_loss("k3"), gradient(forward))
     torch.testing.assert_close(as_loss("k1"), torch.zeros(5), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("warmup", [0, 1, 7])
+def test_learning_rates_are_those_of_torchs_schedulers(schedule: ops.LRSchedule, warmup: int) -> None:
+    steps, peak, final = 30, 3e-4, 0.1
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=peak)
+    rest = steps - warmup
+    after = {
+        "constant": lambda: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
+        "linear": lambda: torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, final, total_iters=rest),
+        "cosine": lambda: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, rest, eta_min=final * peak),
+    }[schedule]()
+    got = [ops.learning_rate(n, peak, warmup, steps, schedule, final) for n in range(steps + 1)]
+    assert got[:warmup] == pytest.approx([peak * (n + 1) / warmup for n in range(warmup)])
+    for value in got[warmup:]:
+        assert value == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        after.step()
+    assert ops.learning_rate(10 * steps, peak, warmup, steps, schedule, final) == got[-1]

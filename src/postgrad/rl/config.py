@@ -167,8 +167,14 @@ class OptimizerConfig(Config):
     """AdamW (paper §A: lr 5e-7 constant after 100 warm-up steps, eps 1e-15, weight decay 0.01)."""
 
     lr: float = Field(default=5e-7, gt=0)
+    """Learning rate after the warm-up, the highest."""
     warmup_steps: int = Field(default=100, ge=0)
-    """Linear warm-up; constant afterwards."""
+    """Linear warm-up over so many updates; then `schedule`."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """The learning rate after the warm-up: constant (paper), or falling to `final_lr_fraction` of itself by the end
+    of `steps`."""
+    final_lr_fraction: float = Field(default=0.0, ge=0, le=1)
+    """Where `linear` and `cosine` end, as a share of `lr`; reached one update after the last."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
     eps: float = Field(default=1e-15, gt=0)
@@ -176,7 +182,11 @@ class OptimizerConfig(Config):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this global norm."""
     micro_batch_tokens: int = Field(default=8192, ge=1)
-    """Most tokens in one forward pass. Changes memory and speed, never the loss."""
+    """Most tokens in one forward pass: the gradients of a batch are accumulated over as many as it takes. Changes memory and
+    speed, never the loss."""
+    gradient_checkpointing: bool = False
+    """Compute the activations of each layer again in the backward pass instead of keeping them: less memory for about a third
+    more time, the same loss and gradient."""
 
 
 class EvalConfig(Config):

@@ -14,6 +14,7 @@ from postgrad.core.errors import TrainingError
 from postgrad.core.models.head import fp32_head
 from postgrad.core.models.model import Model
 from postgrad.core.models.packing import TokenStatistics, loss_tokens, row_logps, rows
+from postgrad.core.models.recompute import recompute_activations
 from postgrad.core.models.reference import ReferencePolicy
 from postgrad.core.types import Group, Sample
 from postgrad.rl import ops
@@ -178,6 +179,12 @@ class Learner:
 
     Weights in a lower precision than fp32 get an fp32 master copy that the optimizer updates: at a learning rate of
     5e-7 most updates are below the resolution of bf16.
+
+    Args:
+        model: trained in place.
+        seed: of Clip-Cov's draws.
+        reference: the model before training, where `algorithm.kl` wants it.
+        steps: updates over which the learning rate falls, where it does.
     """
 
     def __init__(
@@ -187,13 +194,16 @@ class Learner:
         optimizer: OptimizerConfig,
         seed: int = 0,
         reference: ReferencePolicy | None = None,
+        steps: int = 1,
     ) -> None:
         self.model, self.algorithm, self.config, self.seed = model, algorithm, optimizer, seed
-        self.reference = reference
+        self.reference, self.steps = reference, steps
         if algorithm.kl != "none" and reference is None:
             raise ValueError(f"kl {algorithm.kl!r} needs a reference")
         fp32_head(model.module, algorithm.fp32_head)
         model.module.eval()  # no dropout: the ratio compares this policy with the one that generated
+        if optimizer.gradient_checkpointing:
+            recompute_activations(model.module)
         self.parameters = {name: p for name, p in model.module.named_parameters() if p.requires_grad}
         self._master = {
             name: p if p.dtype == torch.float32 else p.detach().float() for name, p in self.parameters.items()
@@ -210,8 +220,16 @@ class Learner:
 
     @property
     def lr(self) -> float:
-        """Linear warm-up, then constant."""
-        return self.config.lr * min(1.0, (self.num_updates + 1) / max(1, self.config.warmup_steps))
+        """Of the next update."""
+        options = self.config
+        return ops.learning_rate(
+            self.num_updates,
+            options.lr,
+            options.warmup_steps,
+            self.steps,
+            options.schedule,
+            options.final_lr_fraction,
+        )
 
     def weights(self) -> Mapping[str, Tensor]:
         """The policy's `state_dict` (live tensors)."""

@@ -10,6 +10,7 @@ the weights of `token_weights`, which are fixed *before* a batch is split, so th
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -298,6 +299,36 @@ def clip_cov(
     chosen = torch.zeros_like(allowed)
     chosen[draw.argsort()[: max(1, int(fraction * len(logps)))]] = True
     return chosen & allowed
+
+
+# -- how fast ----------------------------------------------------------------------------------------------------------
+
+LRSchedule = Literal["constant", "linear", "cosine"]
+
+
+def learning_rate(
+    update: int, peak: float, warmup: int, steps: int, schedule: LRSchedule, final_fraction: float = 0.0
+) -> float:
+    """The learning rate of update 0, 1, …: peak·(update + 1)/warmup while that is less than the peak, then the schedule.
+
+    With f = final_fraction and s = (update − warmup)/(steps − warmup), within 0 to 1: constant 1; linear 1 − (1 − f)·s;
+    cosine f + (1 − f)·(1 + cos πs)/2, times the peak.
+
+    >>> [learning_rate(update, 1.0, 2, 6, "linear", 0.2) for update in (0, 1, 2, 4, 6)]
+    [0.5, 1.0, 1.0, 0.6, 0.19999999999999996]
+    >>> round(learning_rate(4, 1.0, 2, 6, "cosine"), 6)
+    0.5
+    """
+    if update < warmup:
+        return peak * (update + 1) / warmup
+    share = min(1.0, (update - warmup) / max(1, steps - warmup))
+    match schedule:
+        case "constant":
+            return peak
+        case "linear":
+            return peak * (1 - (1 - final_fraction) * share)
+        case "cosine":
+            return peak * (final_fraction + (1 - final_fraction) * (1 + math.cos(math.pi * share)) / 2)
 
 
 # -- how far apart generator and trainer are ---------------------------------------------------------------------------

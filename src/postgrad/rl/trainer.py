@@ -75,7 +75,9 @@ class Trainer:
         self.judge, self.stream, self.held_out, self.transform = judge, stream, held_out, transform
         self.forecaster = forecaster
         self.rollout = Rollout(model, config.length, config.algorithm, config.seed, config.data.instruction)
-        self.learner = Learner(model, config.algorithm, config.optimizer, config.seed, reference)
+        self.learner = Learner(
+            model, config.algorithm, config.optimizer, config.seed, reference, config.steps
+        )
         self.scheduler = Scheduler(
             engine, self.rollout, judge, stream.next, config.algorithm, config.schedule, config.engine.slots
         )

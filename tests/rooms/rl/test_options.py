@@ -176,3 +176,16 @@ def test_a_regularised_run_resumes_with_the_reference_of_before_training(
     )  # the first update starts at the reference
     assert rows[-1]["loss/kl_k3_policy_ref"] > 1e-4
     assert ("loss/reward_kl_mean" in rows[0]) == (changes["algorithm.kl"] == "reward")
+
+
+# -- optimizer ---------------------------------------------------------------------------------------------------------
+
+
+def test_schedule_and_gradient_checkpointing_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"optimizer.schedule": "cosine", "optimizer.gradient_checkpointing": True, "optimizer.lr": 3e-3}
+    straight, resumed = straight_and_resumed(
+        tmp_path, monkeypatch, **changes, **{"algorithm.truncated": "keep", "model.dtype": "bfloat16"}
+    )
+    assert_equal_runs(straight, resumed)
+    rates = [row["loss/lr"] for row in straight.metrics()[1:]]
+    assert rates == pytest.approx([1.5e-3, 3e-3, 3e-3, 2.5606e-3, 1.5e-3, 0.43934e-3], rel=1e-4)
