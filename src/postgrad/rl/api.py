@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from postgrad.core.config import validate
 from postgrad.core.data import plain_text
 from postgrad.core.errors import ConfigError, DataError
 from postgrad.core.models import embedded_model, load
+from postgrad.core.models.lora import add_lora, load_adapter, require_peft
 from postgrad.core.models.model import Model
 from postgrad.core.models.reference import ReferencePolicy
 from postgrad.core.protocols import Forecaster, RewardTransform, TransformContext
@@ -37,6 +38,9 @@ from postgrad.tasks import (
     make_judge,
     split,
 )
+
+IN_MEMORY = "given in memory"
+"""`model.path` of a run whose model has no source."""
 
 Note = Callable[[str], None]
 Progress = Callable[[int, int, float], None]
@@ -195,12 +199,23 @@ def train(
     data = read_data(config)
     last = Run.open(out).latest_checkpoint() if resume else None
     note = (lambda text: None) if quiet else _to_stderr
-    if last is not None:
+    if config.lora is not None:
+        require_peft("The table [lora]")
+    if last is not None and config.lora is None:
         policy = load(last[1], device=config.model.device, dtype=config.model.dtype)
+    elif last is not None and config.model.path == IN_MEMORY:
+        raise ConfigError(
+            "A LoRA run of a model that was given in memory cannot be resumed: its weights before training are not in the run. "
+            "Give the model by its path; the last checkpoint has the merged weights and the adapter."
+        )
     else:
         policy = model if isinstance(model, Model) else load_model(config, data, _warm_start_notes(note))
     with make_judge(config.data) as judge:
         parts = _prepare(policy, config, data, note)
+        if config.lora is not None:  # after the engine has copied the base model
+            policy.module = add_lora(policy.module, config.lora, config.seed)
+            if last is not None:
+                load_adapter(policy.module, last[1])
         initial = _initial_weights(policy, config, data, resumed=last is not None)
         rewarder = _make_transform(transform, policy, config, initial)
         reference = _make_reference(policy, config, initial)
@@ -222,7 +237,11 @@ def train(
             if last is not None:
                 run.note(f"resuming from {last[1].name}")
                 trainer.resume(last[1])
-            trainer.fit()
+            try:
+                trainer.fit()
+            finally:
+                if config.lora is not None:  # the model that was given is the trained one, and plain again
+                    policy.module = cast("Any", policy.module).merge_and_unload()
     return run
 
 
@@ -246,7 +265,7 @@ def _make_reference(
         return None
     return ReferencePolicy(
         policy,
-        initial_weights(),
+        None if config.lora is not None else initial_weights(),
         temperature=config.algorithm.temperature,
         max_tokens=config.optimizer.micro_batch_tokens,
     )
@@ -338,7 +357,7 @@ def _configure(
     if isinstance(model, (str, Path)):
         dotted["model.path"] = str(model)
     elif isinstance(model, Model):
-        dotted["model.path"] = model.source or "given in memory"
+        dotted["model.path"] = model.source or IN_MEMORY
     names = [task] if isinstance(task, str) else list(task or ())
     return make_config(None if config is None else config.model_dump(), tasks=names, overrides=dotted)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from postgrad.core.config import Config, deep_merge, nest, read_toml, validate
-from postgrad.core.models import ModelConfig
+from postgrad.core.models import LoraConfig, ModelConfig
 from postgrad.core.recipes import find_recipe
 from postgrad.engines.config import EngineConfig
 from postgrad.tasks.config import DataConfig
@@ -231,8 +231,18 @@ class RLConfig(Config):
     engine: EngineConfig = Field(default_factory=EngineConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
     run: RunConfig = Field(default_factory=RunConfig)
+    lora: LoraConfig | None = None
+    """Train a low-rank adapter instead of the weights (extra `peft`). None = all weights. A learning rate ten times that of full
+    training is a fair start."""
     mara: dict[str, Any] = Field(default_factory=dict)
     """Options of the room mara, for the reward transform that is passed in (see docs/rooms/mara.md). Empty = none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none(cls, data: object) -> object:
+        if isinstance(data, dict) and data.get("lora") in ("none", "off"):
+            return {**data, "lora": None}
+        return data
 
 
 def make_config(

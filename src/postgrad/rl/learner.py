@@ -12,6 +12,7 @@ from torch import Tensor
 
 from postgrad.core.errors import TrainingError
 from postgrad.core.models.head import fp32_head
+from postgrad.core.models.lora import adapter_dropout, is_lora, merged_weights
 from postgrad.core.models.model import Model
 from postgrad.core.models.packing import TokenStatistics, loss_tokens, row_logps, rows
 from postgrad.core.models.recompute import recompute_activations
@@ -181,8 +182,8 @@ class Learner:
     5e-7 most updates are below the resolution of bf16.
 
     Args:
-        model: trained in place.
-        seed: of Clip-Cov's draws.
+        model: trained in place; of a LoRA model the adapter only.
+        seed: of Clip-Cov's draws and of an adapter's dropout.
         reference: the model before training, where `algorithm.kl` wants it.
         steps: updates over which the learning rate falls, where it does.
     """
@@ -232,8 +233,9 @@ class Learner:
         )
 
     def weights(self) -> Mapping[str, Tensor]:
-        """The policy's `state_dict` (live tensors)."""
-        return self.model.module.state_dict()
+        """The policy's `state_dict` (live tensors), with a LoRA adapter merged into it."""
+        module = self.model.module
+        return merged_weights(module) if is_lora(module) else module.state_dict()
 
     def update(self, groups: Sequence[Group], min_deviation: float = 0.0) -> dict[str, float]:
         """One optimizer step on `groups`. A batch without signal leaves the weights alone and says so.
@@ -241,7 +243,8 @@ class Learner:
         Raises:
             TrainingError: the gradient is not finite (the weights are still those of before).
         """
-        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.num_updates)
+        seed = self.seed + 1_000_003 * self.num_updates
+        generator = torch.Generator().manual_seed(seed)
         batch = make_batch(
             groups,
             self.algorithm,
@@ -257,7 +260,8 @@ class Learner:
                 "loss/trained_tokens": 0.0,
                 "loss/skipped": 1.0,
             }
-        metrics = self.accumulate(batch)
+        with adapter_dropout(self.model.module, seed):
+            metrics = self.accumulate(batch)
         metrics["loss/grad_norm"] = self._step()
         metrics["loss/lr"] = self.lr
         metrics["loss/skipped"] = 0.0

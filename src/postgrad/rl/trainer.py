@@ -263,13 +263,14 @@ class Trainer:
         }
 
     def _spent(self) -> dict[str, float]:
-        """Time and compute so far: 2 FLOP per parameter and token to generate, 6 to train."""
+        """Time and compute so far: 2 FLOP per parameter and token to generate; to train 4, and 2 more where it changes."""
         parameters = self.model.num_parameters
+        trained = sum(parameter.numel() for parameter in self.learner.parameters.values())
         return {
             "time/elapsed_s": self.totals["elapsed_s"],
             "compute/total_tokens": self.totals["generated_tokens"],
             "compute/generate_flops": 2.0 * parameters * self.totals["generated_tokens"],
-            "compute/train_flops": 6.0 * parameters * self.totals["trained_tokens"],
+            "compute/train_flops": (4.0 * parameters + 2.0 * trained) * self.totals["trained_tokens"],
         }
 
     def _rows(self, groups: Sequence[Group], phase: str) -> list[dict[str, Any]]:

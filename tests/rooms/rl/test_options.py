@@ -7,15 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tests.rooms.rl.conftest import make_groups
 from tests.rooms.rl.test_train import config, stable
 
 from postgrad.core.errors import ConfigError
+from postgrad.core.models import load
 from postgrad.core.run import Run
 from postgrad.core.types import Verdict
-from postgrad.rl import train
+from postgrad.rl import evaluate_model, train
+from postgrad.rl.api import load_model, read_data
 from postgrad.rl.config import AlgorithmConfig, LengthConfig
 from postgrad.rl.filters import informative, usable
+from postgrad.rl.plan import make_plan
 from postgrad.rl.rollout import Rollout
 from postgrad.rl.trainer import Trainer
 
@@ -189,3 +193,68 @@ def test_schedule_and_gradient_checkpointing_resume(tmp_path: Path, monkeypatch:
     assert_equal_runs(straight, resumed)
     rates = [row["loss/lr"] for row in straight.metrics()[1:]]
     assert rates == pytest.approx([1.5e-3, 3e-3, 3e-3, 2.5606e-3, 1.5e-3, 0.43934e-3], rel=1e-4)
+
+
+# -- LoRA --------------------------------------------------------------------------------------------------------------
+
+LORA = {
+    "lora.rank": 4,
+    "lora.alpha": 8.0,
+    "optimizer.lr": 1e-2,
+    "algorithm.truncated": "keep",
+    "algorithm.zero_variance": "keep",
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft on a newer transformers
+def test_a_lora_run_resumes_and_its_checkpoint_is_a_model_and_an_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peft = pytest.importorskip("peft")
+    changes = {**LORA, "lora.dropout": 0.1, "algorithm.kl": "loss", "algorithm.kl_coef": 0.01}
+    straight, resumed = straight_and_resumed(tmp_path, monkeypatch, **changes)
+    assert_equal_runs(straight, resumed)
+    rows = straight.metrics()
+    assert rows[-1]["loss/kl_k3_policy_ref"] > 1e-5
+    folder = straight.checkpoints()[-1][1]
+    files = [
+        run.checkpoints()[-1][1] / "adapter" / "adapter_model.safetensors" for run in (straight, resumed)
+    ]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    again = evaluate_model(config(tmp_path, "half", **changes, **{"model.path": str(straight.path)}))
+    assert again.metrics["eval/pass_rate"] == rows[-1]["eval/pass_rate"]
+    settings = config(tmp_path, "half", **changes)
+    base = load_model(settings, read_data(settings)).module
+    initial = {name: p.detach().clone() for name, p in base.named_parameters()}
+    theirs = peft.PeftModel.from_pretrained(base, folder / "adapter").merge_and_unload().state_dict()
+    ours = load(folder).module.state_dict()
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    moved = {name for name, value in initial.items() if not torch.equal(ours[name], value)}
+    assert moved
+    assert all("proj" in name for name in moved)
+
+
+def test_a_model_that_is_given_is_trained_in_place_and_plain_again(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    settings = config(tmp_path, "half", **LORA, steps=2)
+    model = load_model(settings, read_data(settings))
+    model.source = ""
+    names, before = list(model.module.state_dict()), model.module.lm_head.weight.clone()  # type: ignore[union-attr]
+    run = train(model, config=settings, out=tmp_path / "run", quiet=True)
+    assert list(model.module.state_dict()) == names
+    saved = load(run.checkpoints()[-1][1]).module.state_dict()
+    for name, value in model.module.state_dict().items():
+        assert torch.equal(value, saved[name])
+    assert torch.equal(model.module.lm_head.weight, before)  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match="given in memory"):
+        train(out=tmp_path / "run", resume=True, quiet=True)
+
+
+def test_the_plan_counts_what_is_trained(tmp_path: Path) -> None:
+    full = make_plan(config(tmp_path))
+    lora = make_plan(config(tmp_path, **{"lora.rank": 2, "lora.target_modules": ["q_proj"]}))
+    added = 2 * 2 * (32 + 4 * 8)  # two layers, rank·(inputs + outputs)
+    assert lora.num_parameters == full.num_parameters + added
+    assert lora.gradient_bytes == 4 * added
+    assert lora.flops_per_update < full.flops_per_update
+    assert config(tmp_path, lora="none").lora is None
