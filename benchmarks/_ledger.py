@@ -221,11 +221,14 @@ def last_states(model: Model, texts: Sequence[str]) -> torch.Tensor:
     return torch.stack([state[:, -1] for state in states])
 
 
-def readable(model: Model, num_fit: int = 6000, num_score: int = 2000, seed: int = 0) -> list[float]:
+def readable(
+    model: Model, noise: float = 0.0, num_fit: int = 6000, num_score: int = 2000, seed: int = 0
+) -> list[float]:
     """How many of the F facts a linear probe reads from the last state of `view`, for each of the L + 1 states.
 
     The probe is a ridge regression (penalty 1e-3 of the mean square) of the indicators of all 96 facts on the state; the value
-    read for a held key is the one with the highest prediction. Without a message it would be F/V = .5 facts.
+    read for a held key is the one with the highest prediction. From nothing it would read F/V = .5 facts. Without noise it reads
+    the faintest trace; `noise` adds white noise with that share of the states' standard deviation (all dimensions together).
     """
     seen = cases(num_fit + num_score, 20_000 + seed)
     states = last_states(model, [view(case, 0) for case in seen]).double()
@@ -233,7 +236,10 @@ def readable(model: Model, num_fit: int = 6000, num_score: int = 2000, seed: int
     index = torch.tensor(facts)  # [S, F]
     wanted = torch.zeros(len(seen), len(KEYS) * len(VALUES), dtype=torch.float64).scatter_(1, index, 1.0)
     counts: list[float] = []
+    generator = torch.Generator().manual_seed(seed)
     for state in states:
+        spread = (state[:num_fit] - state[:num_fit].mean(0)).square().mean().sqrt()
+        state = state + noise * spread * torch.randn(state.shape, generator=generator, dtype=torch.float64)
         x = torch.cat([state - state[:num_fit].mean(0), torch.ones(len(seen), 1, dtype=torch.float64)], 1)
         fit = x[:num_fit]
         gram = fit.T @ fit
@@ -265,8 +271,9 @@ def main() -> None:
     for agent, model in enumerate(models(given.folder, given.seed)):
         for kind, (right, ceiling) in accuracies(model, fresh).items():
             print(f"agent {agent}, {kind}: {right:.4f} right (ceiling {ceiling:.4f})")
-        found = ", ".join(f"{count:.2f}" for count in readable(model))
-        print(f"agent {agent}: facts of {NUM_FACTS} read from the last state, embedding and layers: {found}")
+        for noise in (0.0, 0.5, 1.0):
+            found = ", ".join(f"{count:.2f}" for count in readable(model, noise))
+            print(f"agent {agent}, noise {noise}: facts of {NUM_FACTS} read from embedding and layers: {found}")
 
 
 if __name__ == "__main__":
