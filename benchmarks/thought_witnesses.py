@@ -141,7 +141,10 @@ def main() -> None:
         help="of the agents' models; equal ones are one model",
     )
     parser.add_argument(
-        "--arms", nargs="+", choices=tuple(ARMS), help="besides the main one; all, or with --quick the paper's"
+        "--arms",
+        nargs="+",
+        choices=tuple(ARMS),
+        help="besides the main one; all, or with --quick the paper's",
     )
     parser.add_argument("--folder", type=Path, default=cache_root() / "worlds", help="of the trained models")
     parser.add_argument(
