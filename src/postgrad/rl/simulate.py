@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from postgrad.core.types import Group, Prompt, Request, Sample, Verdict
 from postgrad.rl.config import RLConfig
 from postgrad.rl.scheduler import Scheduler
 
-_SLICES = 200
+_SLICES = 50
 """The clock's resolution: so many parts of the time that a batch takes."""
 _NO_TOKENS = np.zeros(1, dtype=np.int64)
 
@@ -75,11 +76,22 @@ class _Generator:
         self.prompts: set[int] = set()
         self._order = itertools.count()
 
+    @property
+    def load(self) -> int:
+        """Sequences that run or wait."""
+        return len(self.queue) + len(self.running)
+
+    def next_s(self) -> float:
+        """When the next sequence ends, if none is admitted before."""
+        if not self.running:
+            return self.now if self.queue else math.inf
+        return self.now + (self.running[0][0] - self.steps) * self.costs.decode_s(len(self.running))
+
     def run(self, until: float, version: int) -> list[tuple[Request, int]]:
         """Advances to a time; (request, version at its start) of what finished."""
         finished: list[tuple[Request, int]] = []
+        self._admit(version)
         while self.now < until:
-            self._admit(version)
             if not self.running:
                 self.now = until
                 break
@@ -91,8 +103,7 @@ class _Generator:
             while self.running and self.running[0][0] <= self.steps + 1e-6:
                 _, _, request, began = heapq.heappop(self.running)
                 finished.append((request, began))
-            if steps == 0:
-                break
+            self._admit(version)
         return finished
 
     def _admit(self, version: int) -> None:
@@ -119,6 +130,10 @@ class SimulatedEngine:
         self.generators = [_Generator(costs, slots) for _ in range(num_generators)]
         self.now, self.version = 0.0, 0
         self.slice_s = costs.decode_s(slots)
+        self._loads = np.zeros(num_generators, dtype=np.int64)
+        self._events: list[
+            tuple[float, int]
+        ] = []  # (when, generator); those that are no longer true do no harm
         self._rng = np.random.default_rng(seed)
         self._arrived: list[Sample] = []
 
@@ -128,15 +143,25 @@ class SimulatedEngine:
         for _, group in itertools.groupby(
             zip(requests, drawn, strict=True), key=lambda pair: pair[0].group_id
         ):
-            chosen = min(self.generators, key=lambda one: len(one.queue) + len(one.running))
-            chosen.queue.extend((request, int(length)) for request, length in group)
+            number = int(self._loads.argmin())
+            self._run(number)
+            self.generators[number].queue.extend((request, int(length)) for request, length in group)
+            self._run(number)
 
     def advance(self, seconds: float) -> None:
-        """Time passes."""
+        """Time passes. Generators of which no sequence ends are left as they are."""
         self.now += seconds
-        for generator in self.generators:
-            for request, began in generator.run(self.now, self.version):
-                self._arrived.append(_sample(request, began, self.version))
+        while self._events and self._events[0][0] <= self.now:
+            self._run(heapq.heappop(self._events)[1])
+
+    def _run(self, number: int) -> None:
+        generator = self.generators[number]
+        for request, began in generator.run(self.now, self.version):
+            self._arrived.append(_sample(request, began, self.version))
+        self._loads[number] = generator.load
+        when = generator.next_s()
+        if self.now < when < math.inf:
+            heapq.heappush(self._events, (when, number))
 
     def step(self) -> list[Sample]:
         self.advance(self.slice_s)
@@ -147,10 +172,11 @@ class SimulatedEngine:
         return samples
 
     def load_weights(self, weights: Mapping[str, Tensor], version: int) -> None:
-        self.version = version
-        for generator in self.generators:
+        for number, generator in enumerate(self.generators):
+            self._run(number)
             generator.now += self.costs.transfer_s
             generator.busy_s += self.costs.transfer_s
+        self.version = version
 
     def snapshot(self) -> list[Request]:
         raise NotImplementedError("what is only counted cannot be put aside")
@@ -160,6 +186,8 @@ class SimulatedEngine:
 
     def spent(self) -> tuple[float, float]:
         """(busy seconds, slot-seconds) of all generators so far."""
+        for number in range(len(self.generators)):
+            self._run(number)
         return sum(one.busy_s for one in self.generators), sum(one.slot_s for one in self.generators)
 
 
