@@ -2,9 +2,10 @@
 
 Both start from the same warm-started checkpoint of the embedded model and see the same training prompts in the same order,
 the same verifiers, group size, batch, AdamW settings and length limits; `peers/trl_grpo.py` lists them. Each runs in a
-process of its own with the same number of threads, one after the other, seed by seed. The clock covers generation,
-verification and training; it stands still during evaluation (the same function on both sides), and neither imports, model
-loading nor checkpoints count (start-up is reported separately).
+process of its own with the same number of threads, one after the other, seed by seed; with more than one, ours gives one of
+them to a generator beside the trainer (`--generators 0`: both in turn, with all threads). The clock covers generation,
+verification and training; it stands still during evaluation (the same function on both sides; nothing else is generated
+meanwhile), and neither imports, model loading nor checkpoints count (start-up is reported separately).
 
 - seconds to target: when the held-out pass rate, interpolated linearly between evaluations, first reaches the target. The
   target is `--target`, or 60 % of our way: initial + 0.6·(final − initial), medians over seeds. A run that ends before
@@ -108,7 +109,6 @@ class Bench:
     def __init__(self, options: argparse.Namespace, folder: Path, peer: Path) -> None:
         self.options, self.folder, self.peer = options, folder, peer
         self.environment = os.environ | {
-            "OMP_NUM_THREADS": str(options.threads),
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
         }
@@ -135,6 +135,7 @@ class Bench:
             "steps": updates,
             "eval.every": self.options.eval_every or max(1, updates // 10),
             "run.checkpoint_every": updates + 1,
+            "engine.generators": self.options.generators,
         }
         return resolve_config(recipe, overrides, ())
 
@@ -160,7 +161,7 @@ class Bench:
             *(f"--{key.replace('__', '.')}={value}" for key, value in limits.items()),
         ]
         started = time.perf_counter()
-        self._call(words)
+        self._call(words, self.options.threads - self.options.generators)
         wall_s = time.perf_counter() - started
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
         points = [
@@ -179,7 +180,7 @@ class Bench:
         words += [f"--threads={self.options.threads}", *setting.words()]
         words += [f"--{key.replace('_', '-')}={value}" for key, value in limits.items()]
         started = time.perf_counter()
-        self._call(words)
+        self._call(words, self.options.threads)
         wall_s = time.perf_counter() - started
         data = json.loads(out.read_text("utf-8"))
         self._check_fingerprint(data)
@@ -209,12 +210,12 @@ class Bench:
                 "The two environments evaluate on different prompts; the comparison would be void."
             )
 
-    def _call(self, words: Sequence[str]) -> None:
+    def _call(self, words: Sequence[str], threads: int) -> None:
         log = None if self.options.verbose else subprocess.DEVNULL
         try:
             done = subprocess.run(
                 words,
-                env=self.environment,
+                env=self.environment | {"OMP_NUM_THREADS": str(threads)},
                 cwd=ROOT,
                 stdout=log,
                 stderr=subprocess.PIPE,
@@ -295,6 +296,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--target", type=float, help="held-out pass rate; default 60 %% of our way")
     parser.add_argument("--budget", type=float, help="TRL's clock over ours, at most; default 4 (quick: 3)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--generators", type=int, help="beside our trainer, of one thread each; default 1, 0 with one thread"
+    )
     parser.add_argument("--sweep", action="store_true", help="search TRL's settings and both sides' lr first")
     parser.add_argument("--lr", type=float, help="ours; default: the recipe's")
     parser.add_argument("--trl-per-device", type=int, default=0, help="rows per forward pass; 0 = default")
@@ -306,6 +310,8 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
+    if options.generators is None:
+        options.generators = min(1, options.threads - 1)
     options.seeds = options.seeds or (1 if options.quick else 3)
     options.updates = options.updates or (20 if options.quick else 100)
     options.budget = options.budget or (3.0 if options.quick else 4.0)

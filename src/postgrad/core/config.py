@@ -151,7 +151,7 @@ def _explain(config_type: type[Config], item: dict[str, Any]) -> str:
             hint = hint.replace("'", f"'{prefix}.", 1)
         same_name = [path for path, _ in walk_fields(config_type) if path.split(".")[-1] == str(location[-1])]
         elsewhere = sorted(same_name, key=lambda path: path.count("."))
-        if elsewhere and not hint.startswith("Did you mean"):
+        if elsewhere:  # the very name, in another table
             hint = f"Did you mean {elsewhere[0]!r}?"
         return f"Unknown key {dotted!r}. {hint}"
     if item["type"] == "missing":

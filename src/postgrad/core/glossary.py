@@ -67,8 +67,10 @@ GLOSSARY: dict[str, str] = {
     "speed/generate_tokens_per_s": "Completion tokens generated per second of generation (tokens/s).",
     "speed/train_tokens_per_s": "Tokens trained on per second of training (tokens/s).",
     "speed/samples_per_s": "Samples finished per second of wall time (samples/s).",
-    "idle/generator_fraction": "Share of the schedule in which the generator had nothing to do (0 to 1).",
-    "idle/trainer_fraction": "Share of the schedule in which the trainer waited for samples (0 to 1).",
+    "idle/generator_fraction": "Share of the time (virtual in one process) in which generators had nothing to do (0 to 1).",
+    "idle/generator_restarts": "Generators that died and were replaced so far (processes).",
+    "idle/reissued_requests": "Samples under way that were begun anew because their generator died, so far (samples).",
+    "idle/trainer_fraction": "Share of that time in which the trainer waited for samples (0 to 1).",
     "eval/pass_rate": "Held-out pass rate, mean@k over prompts that are never trained on (0 to 1).",
     "eval/pass_rate_low": "Lower end of the 95 % interval of the held-out pass rate, clustered by prompt "
     "(0 to 1).",

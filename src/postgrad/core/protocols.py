@@ -36,6 +36,36 @@ class Engine(Protocol):
         ...
 
 
+class Usage(NamedTuple):
+    """What generators did.
+
+    Attributes:
+        busy_s, total_s: seconds of all of them together since the last call: at work, and in all.
+        num_restarts: how many were replaced so far.
+        num_reissued: requests that began anew for it so far.
+    """
+
+    busy_s: float
+    total_s: float
+    num_restarts: int
+    num_reissued: int
+
+
+class ConcurrentEngine(Engine, Protocol):
+    """An engine that generates by itself, whatever its caller does: `step` waits for samples that finish.
+
+    What finished before a `snapshot` is not in it; the next `arrived` or `step` gives it.
+    """
+
+    def arrived(self) -> list[Sample]:
+        """Samples that finished, without waiting."""
+        ...
+
+    def usage(self) -> Usage:
+        """Of its generators."""
+        ...
+
+
 class Verifier(Protocol):
     """Judges one completion text. Runs in a worker process, so it must be picklable or built from a picklable spec."""
 

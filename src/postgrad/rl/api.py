@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -20,10 +21,10 @@ from postgrad.core.models import embedded_model, load
 from postgrad.core.models.lora import add_lora, load_adapter, require_peft
 from postgrad.core.models.model import Model
 from postgrad.core.models.reference import ReferencePolicy
-from postgrad.core.protocols import Forecaster, RewardTransform, TransformContext
+from postgrad.core.protocols import ConcurrentEngine, Engine, Forecaster, RewardTransform, TransformContext
 from postgrad.core.run import Run, check_free
 from postgrad.core.types import Prompt
-from postgrad.engines import TorchEngine
+from postgrad.engines.make import build_engine, open_fleet
 from postgrad.rl.config import RLConfig, make_config
 from postgrad.rl.evaluate import Evaluation, choose_prompts, evaluate
 from postgrad.rl.rollout import Rollout
@@ -134,8 +135,8 @@ def fitting(prompts: Sequence[Prompt], rollout: Rollout, note: Note) -> tuple[li
     return kept, max(length for length in lengths if length <= limit)
 
 
-def make_engine(model: Model, config: RLConfig, longest_prompt: int) -> TorchEngine:
-    """The engine with a cache for the longest prompt plus a full completion. Raises ConfigError if the context is short."""
+def engine_length(model: Model, config: RLConfig, longest_prompt: int) -> int:
+    """Tokens of the longest prompt and a full completion. Raises ConfigError if the model's context is shorter."""
     needed = longest_prompt + config.length.max_completion_tokens
     if model.context_length is not None and needed > model.context_length:
         raise ConfigError(
@@ -143,14 +144,28 @@ def make_engine(model: Model, config: RLConfig, longest_prompt: int) -> TorchEng
             f"{config.length.max_completion_tokens} need {needed} tokens; the model's context has {model.context_length}. "
             "Lower length.max_completion_tokens (and interrupt_min/max), or length.max_prompt_tokens."
         )
-    return TorchEngine(
-        model,
-        slots=config.engine.slots,
-        max_length=needed,
-        fp32_head=config.algorithm.fp32_head,
-        compile=config.engine.compile,
-        prefill_tokens=config.engine.prefill_tokens,
-    )
+    return needed
+
+
+def make_engine(model: Model, config: RLConfig, longest_prompt: int) -> Engine:
+    """The engine of this process."""
+    length = engine_length(model, config, longest_prompt)
+    return build_engine(model, config.engine, max_length=length, fp32_head=config.algorithm.fp32_head)
+
+
+@contextmanager
+def open_engine(
+    model: Model, config: RLConfig, longest_prompt: int, note: Note
+) -> Generator[tuple[Engine, ConcurrentEngine | None]]:
+    """The engine of this process, or generators beside it; the second is the same one where it generates by itself."""
+    if config.engine.generators == 0:
+        yield make_engine(model, config, longest_prompt), None
+        return
+    length = engine_length(model, config, longest_prompt)
+    with open_fleet(
+        model, config.engine, note, max_length=length, fp32_head=config.algorithm.fp32_head
+    ) as fleet:
+        yield fleet, None if config.engine.lockstep else fleet
 
 
 def train(
@@ -210,8 +225,9 @@ def train(
         )
     else:
         policy = model if isinstance(model, Model) else load_model(config, data, _warm_start_notes(note))
-    with make_judge(config.data) as judge:
+    with make_judge(config.data) as judge, ExitStack() as stack:
         parts = _prepare(policy, config, data, note)
+        engine, concurrent = stack.enter_context(open_engine(policy, config, parts.longest_prompt, note))
         if config.lora is not None:  # after the engine has copied the base model
             policy.module = add_lora(policy.module, config.lora, config.seed)
             if last is not None:
@@ -219,29 +235,30 @@ def train(
         initial = _initial_weights(policy, config, data, resumed=last is not None)
         rewarder = _make_transform(transform, policy, config, initial)
         reference = _make_reference(policy, config, initial)
-        with _open_run(config, out, resume, overwrite, command, quiet) as run:
-            if resume:
-                run.truncate_after(last[0] if last is not None else -1)
-            trainer = Trainer(
-                run,
-                policy,
-                parts.engine,
-                config,
-                judge,
-                parts.stream,
-                parts.held_out,
-                rewarder,
-                forecaster,
-                reference,
-            )
-            if last is not None:
-                run.note(f"resuming from {last[1].name}")
-                trainer.resume(last[1])
-            try:
-                trainer.fit()
-            finally:
-                if config.lora is not None:  # the model that was given is the trained one, and plain again
-                    policy.module = cast("Any", policy.module).merge_and_unload()
+        run = stack.enter_context(_open_run(config, out, resume, overwrite, command, quiet))
+        if resume:
+            run.truncate_after(last[0] if last is not None else -1)
+        trainer = Trainer(
+            run,
+            policy,
+            engine,
+            config,
+            judge,
+            parts.stream,
+            parts.held_out,
+            rewarder,
+            forecaster,
+            reference,
+            concurrent,
+        )
+        if last is not None:
+            run.note(f"resuming from {last[1].name}")
+            trainer.resume(last[1])
+        try:
+            trainer.fit()
+        finally:
+            if config.lora is not None:  # the model that was given is the trained one, and plain again
+                policy.module = cast("Any", policy.module).merge_and_unload()
     return run
 
 
@@ -302,7 +319,7 @@ def _make_transform(
 
 
 class _Parts(NamedTuple):
-    engine: TorchEngine
+    longest_prompt: int
     stream: PromptStream
     held_out: list[Prompt]
 
@@ -322,14 +339,14 @@ def _prepare(policy: Model, config: RLConfig, data: Data, note: Note) -> _Parts:
         )
     weights = {task.name: task.weight for task in config.data.tasks}
     stream = PromptStream(by_task(training), weights, config.seed)
-    engine = make_engine(policy, config, max(longest, longest_held_out))
+    engine_length(policy, config, max(longest, longest_held_out))
     evaluated = f"{len(held_out):,} of {len(data.split.held_out):,} held-out prompts for evaluation"
     if not config.data.holdout_fraction:
         evaluated = f"nothing held out: {len(held_out):,} of them for evaluation"
     note(
         f"{policy.num_parameters:,} parameters on {policy.device}; {len(training):,} training prompts, {evaluated}"
     )
-    return _Parts(engine, stream, held_out)
+    return _Parts(max(longest, longest_held_out), stream, held_out)
 
 
 def evaluate_model(

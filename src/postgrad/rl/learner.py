@@ -295,7 +295,7 @@ class Learner:
                 statistics.logp,
                 behaviour_logp[place],
                 advantage[place],
-                sample[place] - sample[place[0]],
+                sample[place] - sample[place].min(),
             )
             term = terms.term + regularisation(
                 self.algorithm,

@@ -1,8 +1,9 @@
-"""Who waits for whom: pipeline-k and ppo-k, exactly and reproducibly, in one process (paper §3.1).
+"""Who waits for whom: pipeline-k and ppo-k (paper §3.1).
 
-Generator and trainer share one virtual clock that counts decode steps: one decode step takes 1, one update takes
-`update_cost_steps`. In `pipeline` mode the generator goes on with old weights while an update "runs", then takes the new
-weights in mid-sequence and keeps its stale cache. In `ppo` mode the two alternate: k batches, then k updates.
+In one process, generator and trainer share a virtual clock that counts decode steps, exactly and reproducibly: one decode step
+takes 1, one update takes `update_cost_steps`. In `pipeline` mode the generator goes on with old weights while an update "runs",
+then takes the new weights in mid-sequence and keeps its stale cache. In `ppo` mode the two alternate: k batches, then k updates.
+With an engine that generates by itself (`ConcurrentEngine`) all of this is so by the clock on the wall.
 
 Staleness is paced by admission, not by discarding: a group starts only while fewer than (k + version + 1)·B groups were
 ever started (AReaL, arXiv 2505.24298), and a batch takes the oldest complete groups first and waits where the others could
@@ -12,17 +13,18 @@ With `zero_variance = "resample"` (DAPO's dynamic sampling) a group of a batch w
 it no longer counts among the started, so the bound above holds for the others as it did, and what is dropped is never older
 than k versions either.
 
-B = prompts_per_batch. Nothing here depends on wall time.
+B = prompts_per_batch.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from postgrad.core.protocols import Engine, Judge
-from postgrad.core.types import Group, Prompt, Sample
+from postgrad.core.protocols import ConcurrentEngine, Engine, Judge
+from postgrad.core.types import Group, Prompt, Request, Sample
 from postgrad.rl.config import AlgorithmConfig, ScheduleConfig
 from postgrad.rl.filters import informative
 from postgrad.rl.rollout import Rollout
@@ -38,7 +40,7 @@ from postgrad.rl.state import (
 
 @dataclass
 class Clock:
-    """Virtual time since the last reading, in decode steps."""
+    """Time since the last reading: in decode steps, or in seconds by the clock on the wall."""
 
     busy_generator: float = 0.0
     busy_trainer: float = 0.0
@@ -67,7 +69,9 @@ class Scheduler:
         rollout: makes requests, decodes and judges.
         judge: the verifier pool; completions are judged while generation goes on.
         next_prompt: the prompt stream; None when no prompt is left.
-        slots: sequences that the engine runs at once; at most one batch more is queued.
+        slots: sequences that the engine runs at once; at most one group more is queued, one batch more where it generates by
+            itself, for as long as an update takes.
+        concurrent: the engine, where it generates by itself.
     """
 
     def __init__(
@@ -79,13 +83,16 @@ class Scheduler:
         algorithm: AlgorithmConfig,
         schedule: ScheduleConfig,
         slots: int,
+        concurrent: ConcurrentEngine | None = None,
     ) -> None:
-        self.engine, self.rollout, self.judge = engine, rollout, judge
+        self.engine, self.rollout, self.judge, self.concurrent = engine, rollout, judge, concurrent
         self.next_prompt, self.slots = next_prompt, slots
         self.batch, self.count = algorithm.prompts_per_batch, algorithm.samples_per_prompt
         self.mode, self.k, self.update_cost = schedule.mode, schedule.k, schedule.update_cost_steps
         self.version = 0
         self.clock = Clock()
+        self._waited_s, self._read_at = 0.0, time.perf_counter()
+        self._lookahead = self.batch * self.count if concurrent else 0
         self.exhausted = False
         self.algorithm = algorithm
         self.dropped: list[Group] = []  # groups without variance, dropped for the batch handed out last
@@ -103,8 +110,10 @@ class Scheduler:
         `resample_limit` batches of them were replaced.
         """
         self.dropped = []
+        began = time.perf_counter()
         while (not self._batch_ready() and self._generate(1, trainer_busy=False)) or self._drop_flat():
             pass
+        self._waited_s += time.perf_counter() - began
         batch = [self._take(gid) for gid in self._oldest_complete()]
         self._replaced, self._unreplaced = self._replaced + self._unreplaced, 0
         if (
@@ -119,7 +128,11 @@ class Scheduler:
         In pipeline mode the generator first goes on with the old ones for the virtual duration of the update. In ppo
         mode the trainer works alone, and the weights change hands after every k-th update.
         """
-        if self.mode == "ppo":
+        if self.concurrent is not None:
+            for sample in self.concurrent.arrived():
+                self._receive(sample)
+            self._admit()  # before the version rises: the engine does not have the new weights yet
+        elif self.mode == "ppo":
             self._spend(self.update_cost, generator=False, trainer=True)
         else:
             self._generate(self.update_cost, trainer_busy=True)
@@ -127,9 +140,23 @@ class Scheduler:
         return self.mode == "pipeline" or self.version % self.k == 0
 
     def read_clock(self) -> Clock:
-        """Virtual time since the last call."""
+        """Time since the last call: virtual, or by the wall, where generators are busy as their mean."""
         clock, self.clock = self.clock, Clock()
+        if self.concurrent is not None:
+            usage, now = self.concurrent.usage(), time.perf_counter()
+            total = now - self._read_at
+            busy = total * usage.busy_s / usage.total_s if usage.total_s else 0.0
+            clock = Clock(busy, total - self._waited_s, total)
+            self._waited_s, self._read_at = 0.0, now
         return clock
+
+    def pause(self) -> list[Request]:
+        """Takes everything that is being generated out of the engine, which is idle then; `engine.submit` continues it."""
+        requests = self.engine.snapshot()
+        if self.concurrent is not None:
+            for sample in self.concurrent.arrived():
+                self._receive(sample)
+        return requests
 
     # -- generation ----------------------------------------------------------------------------------------------
 
@@ -141,7 +168,7 @@ class Scheduler:
         return (self.k + self.version + 1) * self.batch - started
 
     def _admit(self) -> None:
-        while self._unfinished < self.slots and self._capacity() > 0 and not self.exhausted:
+        while self._unfinished < self.slots + self._lookahead and self._capacity() > 0 and not self.exhausted:
             prompt = self.next_prompt()
             if prompt is None:
                 self.exhausted = True
@@ -239,7 +266,7 @@ class Scheduler:
             "started": self._started,
             "replaced": self._replaced,
             "exhausted": self.exhausted,
-            "requests": [request_to_json(request) for request in self.engine.snapshot()],
+            "requests": [request_to_json(request) for request in self.pause()],
             "groups": [
                 {
                     "id": group_id,

@@ -21,7 +21,7 @@ import numpy as np
 from postgrad.core.errors import RunError, TrainingError
 from postgrad.core.models.model import Model, save
 from postgrad.core.models.reference import ReferencePolicy
-from postgrad.core.protocols import Engine, Forecaster, Judge, RewardTransform
+from postgrad.core.protocols import ConcurrentEngine, Engine, Forecaster, Judge, RewardTransform
 from postgrad.core.run import Run
 from postgrad.core.types import Group, Prompt, Sample
 from postgrad.rl.config import RLConfig
@@ -56,6 +56,7 @@ class Trainer:
         transform: re-rewards each group before advantages (mara).
         forecaster: says after every evaluation where the run will end (scaling).
         reference: the model before training, where `algorithm.kl` wants it.
+        concurrent: the engine again, where it generates by itself.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Trainer:
         transform: RewardTransform | None = None,
         forecaster: Forecaster | None = None,
         reference: ReferencePolicy | None = None,
+        concurrent: ConcurrentEngine | None = None,
     ) -> None:
         self.run, self.model, self.engine, self.config = run, model, engine, config
         self.judge, self.stream, self.held_out, self.transform = judge, stream, held_out, transform
@@ -78,8 +80,9 @@ class Trainer:
         self.learner = Learner(
             model, config.algorithm, config.optimizer, config.seed, reference, config.steps
         )
+        slots = config.engine.slots * max(1, config.engine.generators)
         self.scheduler = Scheduler(
-            engine, self.rollout, judge, stream.next, config.algorithm, config.schedule, config.engine.slots
+            engine, self.rollout, judge, stream.next, config.algorithm, config.schedule, slots, concurrent
         )
         self.step = 0
         self.totals = {"generated_tokens": 0, "trained_tokens": 0, "elapsed_s": 0.0}
@@ -106,6 +109,7 @@ class Trainer:
             raise KeyboardInterrupt
 
     def _advance(self) -> bool:
+        self.scheduler.read_clock()  # evaluations and checkpoints are not waiting
         started = time.perf_counter()
         groups = self.scheduler.next_batch()
         generated = [*groups, *self.scheduler.dropped]
@@ -148,7 +152,7 @@ class Trainer:
 
     def _evaluate(self, phase: str) -> dict[str, float]:
         """Held-out metrics; what is being generated is put aside and continued afterwards."""
-        under_way = self.engine.snapshot()
+        under_way = self.scheduler.pause()
         self.engine.load_weights(self.learner.weights(), self.scheduler.version)
         evaluation = self.evaluate_now()
         self.engine.submit(under_way)
@@ -247,10 +251,15 @@ class Trainer:
     def _clock_metrics(self) -> dict[str, float]:
         clock = self.scheduler.read_clock()
         total = max(clock.total, 1e-9)
-        return {
+        metrics = {
             "idle/generator_fraction": 1 - clock.busy_generator / total,
             "idle/trainer_fraction": 1 - clock.busy_trainer / total,
         }
+        if self.scheduler.concurrent is not None:
+            usage = self.scheduler.concurrent.usage()
+            metrics["idle/generator_restarts"] = usage.num_restarts
+            metrics["idle/reissued_requests"] = usage.num_reissued
+        return metrics
 
     def _speed(self, groups: Sequence[Group], metrics: Mapping[str, Any], seconds: float) -> dict[str, float]:
         samples = [sample for group in groups for sample in group.samples]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -23,7 +23,7 @@ from postgrad.core.config import validate
 from postgrad.core.errors import ConfigError, DataError, ModelError, TrainingError
 from postgrad.core.runfiles import explain_os_error, pretty_json, replace_file
 from postgrad.thought import jacobian, ops
-from postgrad.thought.baselines import fast_ica
+from postgrad.thought.baselines import unfold
 from postgrad.thought.config import AutoencoderConfig
 
 FORMAT = 1
@@ -32,6 +32,10 @@ LEAK = 0.2
 LAMBDA_START = 0.3
 CONTROL_RATE = 0.01
 """How fast λ follows the budget: at most e^0.01 an update."""
+BLOCK_BYTES = 2**26
+"""Of what is held at once of states that are passed over."""
+START_STATES = 10_000
+"""States from which the first weights are made: at least so many, at least 10 for each thought."""
 
 
 class Activation(NamedTuple):
@@ -123,9 +127,13 @@ class Autoencoder(nn.Module):
         """Ĥ [S, H] of thoughts, in the agents' own units."""
         return self._decode(self._inputs(thoughts, self._weight_in())) * self.deviation + self.mean
 
-    def _encode(self, states: Tensor) -> Tensor:
+    def raw_thoughts(self, states: Tensor) -> Tensor:
+        """ẑ before the norm [S, Z], of standardised states."""
         hidden = self.activation.value(F.linear(states, self.encode_in, self.encode_bias))
-        return self.norm(F.linear(hidden, self.encode_out) + F.linear(states, self.encode_skip))
+        return F.linear(hidden, self.encode_out) + F.linear(states, self.encode_skip)
+
+    def _encode(self, states: Tensor) -> Tensor:
+        return self.norm(self.raw_thoughts(states))
 
     def _weight_in(self) -> Tensor:
         """W₁ of all agents [A·K, Z], without what they do not hold."""
@@ -154,26 +162,39 @@ class Autoencoder(nn.Module):
         return jacobian.choose_backend(*sizes, sum(self.widths), self.config.jacobian_bytes)
 
     def losses(
-        self, states: Tensor, generator: torch.Generator | None = None, *, with_penalty: bool = True
+        self,
+        states: Tensor,
+        generator: torch.Generator | None = None,
+        entry_weights: Tensor | None = None,
+        *,
+        with_penalty: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """(error per dimension, ‖J‖₁ per dimension) of standardised states [S, H]."""
+        """(error per dimension, ‖J‖₁ per dimension, its entries weighted [H, Z]) of standardised states [S, H]."""
         weight_in = self._weight_in()
         inputs = self._inputs(self._encode(states), weight_in)
         error = ops.reconstruction_error(self._decode(inputs), states)
         if not with_penalty:
             return error, torch.zeros_like(error)
         backend, limit = self.backend(len(states)), self.config.jacobian_bytes
+        layers = self._layers(inputs, weight_in)
+        weights = [None] * len(layers) if entry_weights is None else entry_weights.split(self.widths)
         terms = [
-            jacobian.penalty(backend, slopes, own_in, out, generator, None, limit)
-            * (len(out) / len(self.mean))
-            for slopes, own_in, out in self._layers(inputs, weight_in)
+            jacobian.penalty(backend, *layer, generator, None, limit, own) * (width / len(self.mean))
+            for layer, own, width in zip(layers, weights, self.widths, strict=True)
         ]
         return error, torch.stack(terms).sum()
 
+    def blocks(self, states: Tensor) -> Iterator[Tensor]:
+        """States in float32, standardised, as many at once as are affordable; they may be memory-mapped or of half precision."""
+        units = len(self.mean) * 4 + len(self.encode_in) + len(self.decode_in)
+        for part in states.split(max(1, BLOCK_BYTES // (4 * units))):
+            yield self.standardise(part.to(self.mean))
+
     @torch.no_grad()
     def jacobian_rms(self, states: Tensor) -> Tensor:
-        """√(mean over samples of J²) [H, Z], in units of standardised states and thoughts."""
+        """√(mean over samples of J²) [H, Z], in units of standardised states and thoughts; of `jacobian_states` samples."""
         weight_in = self._weight_in()
+        states = spread(states, self.config.jacobian_states).to(self.mean)
         inputs = self._inputs(self.encode(states), weight_in)
         limit = self.config.jacobian_bytes
         found = [jacobian.squared_mean(*layer, limit) for layer in self._layers(inputs, weight_in)]
@@ -182,11 +203,12 @@ class Autoencoder(nn.Module):
     @torch.no_grad()
     def explained(self, states: Tensor) -> float:
         """R² of the reconstruction: 1 − mean squared error of standardised states (their variance is that of training)."""
-        seen = self.standardise(states)
-        rest = ops.reconstruction_error(
-            self._decode(self._inputs(self._encode(seen), self._weight_in())), seen
-        )
-        return 1 - float(rest / (seen - seen.mean(0)).square().mean())
+        error, moments = 0.0, Moments()
+        for seen in self.blocks(states):
+            again = self._decode(self._inputs(self._encode(seen), self._weight_in()))
+            error += float((again - seen).square().sum(dtype=torch.float64))
+            moments.add(seen)
+        return 1 - error / float(moments.squares.sum())
 
     @torch.no_grad()
     def start_linear(self, unmixing: Tensor, mixing: Tensor) -> None:
@@ -260,6 +282,42 @@ class Autoencoder(nn.Module):
         return model.eval()
 
 
+class Moments:
+    """Count, mean and squared deviations of rows that come in blocks, exact in float64 (Chan, Golub & LeVeque 1983).
+
+    >>> moments = Moments()
+    >>> for block in (torch.tensor([[1.0], [2.0]]), torch.tensor([[6.0]])):
+    ...     moments.add(block)
+    >>> moments.count, moments.mean.tolist(), moments.squares.tolist()  # 4 + 1 + 9
+    (3, [3.0], [14.0])
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = self.squares = torch.zeros(())
+
+    def add(self, block: Tensor) -> None:
+        """Takes in rows [S, X]."""
+        block = block.double()
+        mean, total = block.mean(0), self.count + len(block)
+        step = mean - self.mean.to(mean)
+        own = (block - mean).square().sum(0)
+        self.squares = self.squares.to(own) + own + step.square() * (self.count * len(block) / total)
+        self.mean = self.mean.to(mean) + step * (len(block) / total)
+        self.count = total
+
+
+def spread(states: Tensor, count: int) -> Tensor:
+    """At most so many rows, evenly spread.
+
+    >>> spread(torch.arange(10), 4).tolist()
+    [0, 3, 6, 9]
+    """
+    if len(states) <= count:
+        return states
+    return states[torch.linspace(0, len(states) - 1, count, dtype=torch.float64).round().long()]
+
+
 class Fitted(NamedTuple):
     """What `fit` gives.
 
@@ -289,6 +347,7 @@ class _Training:
         self.allowed = 1.0
         self.average = 1.0
         self.step = 0
+        self.entry_weights: Tensor | None = None
         self.curve: list[tuple[int, float, float, float]] = []
 
     def run(self, steps: int, share: Callable[[int], float], *, control: bool, log_every: int) -> None:
@@ -303,10 +362,13 @@ class _Training:
         size = min(config.batch_size, len(self.states))
         self.model.train()
         for step in range(steps):
-            batch = torch.randint(len(self.states), (size,), generator=self.generator)
+            batch = self.states[torch.randint(len(self.states), (size,), generator=self.generator)]
             weight = self.weight * share(step)
             error, l1 = self.model.losses(
-                self.states[batch.to(self.states.device)], self.generator, with_penalty=weight > 0
+                self.model.standardise(batch.to(self.model.mean)),
+                self.generator,
+                self.entry_weights,
+                with_penalty=weight > 0,
             )
             loss = ops.autoencoder_loss(error, l1, weight)
             optimizer.zero_grad()
@@ -336,34 +398,44 @@ def fit(
     *,
     log_every: int = 0,
 ) -> Fitted:
-    """Finds thoughts in states: warm-up, ramp, the whole penalty, then who holds what, and a lighter penalty for what is left.
+    """Finds thoughts in states: warm-up, ramp, the whole penalty, then who holds what, and a reweighted penalty.
 
     With `penalty` not given, λ starts at 0.3 and follows the error, which may be what the warm-up left plus `budget` of what it
-    explained. The refit's mask is one of agents: an agent keeps the thoughts on which its RMS Jacobian exceeds `tolerance` of the
-    largest. Each agent's rows may stay dense within it.
+    explained. In the refit an agent keeps the thoughts on which its RMS Jacobian exceeds `tolerance` of the largest, and within
+    them entries are penalised the more the less they stand out of their row (`jacobian.adaptive_weights`).
+
+    Memory: the autoencoder's, its gradients' and Adam's (16 bytes a parameter), blocks of `BLOCK_BYTES`, and for the start "ica"
+    the sample of states from which it is made.
 
     Args:
-        states: [S, H], all agents' states side by side.
+        states: [S, H], all agents' states side by side; may be memory-mapped, and of half precision.
         widths: of each agent; they add up to H.
         log_every: updates between entries of `curve`; 0 = none.
 
     Raises:
-        DataError: states of another width, fewer than 2, or not finite.
+        DataError: states of another width, fewer than 2, all the same, or not finite.
         TrainingError: the error became infinite or NaN.
     """
     config = config or AutoencoderConfig()
     _check(states, widths)
     generator = torch.Generator().manual_seed(config.seed)
     model = Autoencoder(widths, config, generator).to(states.device)
-    scale = ops.measure_scale(states.float())
-    model.mean.copy_(scale.mean)
-    model.deviation.copy_(scale.deviation)
-    seen = model.standardise(states.float())
+    moments = Moments()
+    for block in model.blocks(states):  # neither mean nor deviation is set yet: as they are
+        moments.add(block)
+    deviation = (moments.squares / moments.count).sqrt()
+    if not deviation.any():
+        raise DataError(
+            f"All {len(states)} states are the same, so there is nothing to find. Are the prompts the same, or is it the state "
+            "of a token which they share, such as the last of a chat template? Read others (states.tokens, states.mean)."
+        )
+    model.mean.copy_(moments.mean)
+    model.deviation.copy_(torch.where(deviation > 0, deviation, 1.0))
     if config.start == "ica":
-        count = min(config.num_thoughts, int(torch.linalg.matrix_rank(seen)), len(seen) - 1)
-        found = fast_ica(seen, count, generator)
+        sample = spread(states, max(START_STATES, 10 * config.num_thoughts))
+        found = unfold(model.standardise(sample.to(model.mean)), config.num_thoughts, generator)
         model.start_linear(found.unmixing.float(), found.mixing.float())
-    training = _Training(model, seen, config, generator)
+    training = _Training(model, states, config, generator)
     training.run(config.warmup_steps, lambda _: 0.0, control=False, log_every=log_every)
     _settle(model, states)
     warm = model.explained(states)
@@ -379,7 +451,9 @@ def fit(
     sparse = model.explained(states)
     weight = training.weight
     if config.refit_steps:
-        held = ops.agent_rms(model.jacobian_rms(states), model.agent_rows, len(widths))
+        rms = model.jacobian_rms(states)
+        training.entry_weights = jacobian.adaptive_weights(rms, config.tolerance)
+        held = ops.agent_rms(rms, model.agent_rows, len(widths))
         model.mask.copy_(ops.binarise(held, config.tolerance).T)
         training.run(config.refit_steps, lambda _: config.refit_share, control=False, log_every=log_every)
         _settle(model, states)
@@ -393,17 +467,20 @@ def _check(states: Tensor, widths: Sequence[int]) -> None:
         )
     if len(states) < 2:
         raise DataError(f"An autoencoder needs at least 2 states; received {len(states)}.")
-    if not bool(states.isfinite().all()):
-        bad = int((~states.isfinite().all(1)).sum())
+    rows = max(1, BLOCK_BYTES // (4 * states.shape[1]))
+    bad = sum(int((~part.isfinite().all(1)).sum()) for part in states.split(rows))
+    if bad:
         raise DataError(f"{bad} of {len(states)} states have NaN or infinite entries. Leave them out.")
 
 
 @torch.no_grad()
 def _settle(model: Autoencoder, states: Tensor) -> None:
-    """The norm's mean and variance of all states at once, in place of their running means; then `eval`."""
-    model.train()
-    if isinstance(model.norm, nn.BatchNorm1d):
-        momentum, model.norm.momentum = model.norm.momentum, 1.0
-        model.encode(states.float())
-        model.norm.momentum = momentum
+    """The norm's mean and variance of all states, in place of their running means; then `eval`."""
     model.eval()
+    norm = model.norm
+    if isinstance(norm, nn.BatchNorm1d) and norm.running_mean is not None and norm.running_var is not None:
+        moments = Moments()
+        for seen in model.blocks(states):
+            moments.add(model.raw_thoughts(seen))
+        norm.running_mean.copy_(moments.mean)
+        norm.running_var.copy_(moments.squares / max(1, moments.count - 1))

@@ -28,7 +28,7 @@ class AutoencoderConfig(Config):
     activation: Activation = "leaky_relu"
     """Of both hidden layers."""
     start: Literal["ica", "random"] = "ica"
-    """First weights: those of FastICA, which is linear, or random ones."""
+    """First weights: those of FastICA without bent duplicates, which are linear, or random ones."""
     warmup_steps: int = Field(default=500, ge=0)
     """Updates before there is a penalty."""
     ramp_steps: int = Field(default=500, ge=0)
@@ -36,7 +36,7 @@ class AutoencoderConfig(Config):
     sparse_steps: int = Field(default=1500, ge=0)
     """Updates with the whole penalty."""
     refit_steps: int = Field(default=1500, ge=0)
-    """Updates after it, in which agents keep the thoughts they held and the penalty is lighter, so that it biases less."""
+    """Updates after it, in which agents keep the thoughts they held, and large entries of the Jacobian are spared the penalty."""
     batch_size: int = Field(default=256, ge=2)
     """States in one update."""
     lr: float = Field(default=2e-3, gt=0)
@@ -45,14 +45,16 @@ class AutoencoderConfig(Config):
     """λ, weight of the Jacobian's L1 beside the error per dimension of standardised states. None = what `budget` allows."""
     budget: float = Field(default=0.15, gt=0, lt=1)
     """Where λ is not given: share of the explained variance that the penalty may cost while it is whole."""
-    refit_share: float = Field(default=0.3, ge=0)
-    """λ in the refit, as a share of λ before it."""
+    refit_share: float = Field(default=2.0, ge=0)
+    """λ in the refit on entries of the Jacobian that are 0, as a share of λ before it; on a row's largest, a tenth."""
     tolerance: float = Field(default=0.1, ge=0, lt=1)
     """An agent holds a thought where its RMS Jacobian is above this share of the largest one."""
     backend: Literal["auto", "exact", "sampled", "group", "path"] = "auto"
     """How the penalty is taken; `auto` = exact where a batch's Jacobians fit in `jacobian_bytes`, else sampled."""
     jacobian_bytes: int = Field(default=2**25, ge=1)
     """Memory for Jacobians."""
+    jacobian_states: int = Field(default=2000, ge=1)
+    """States, evenly spread, of which the Jacobian's RMS is taken when it is read."""
     standardise: bool = True
     """Thoughts have mean 0 and variance 1 in a batch. Without it the decoder's Jacobian shrinks for free as thoughts grow."""
     seed: int = 0

@@ -56,23 +56,32 @@ def l1_exact(
     weight_in: Float[Tensor, "K Z"],
     weight_out: Float[Tensor, "H K"],
     max_bytes: int = 2**25,
+    entry_weights: Float[Tensor, "H Z"] | None = None,
 ) -> Float[Tensor, ""]:
     """ℓ₁, in blocks of samples; the backward pass is done in the same blocks, so that no block is kept. First order only.
 
     Args:
         max_bytes: of one block, about.
+        entry_weights: |J_s,ij| counts this often; constants. None = once.
 
     >>> l1_exact(torch.tensor([[1.0, 0.5]]), torch.tensor([[2.0], [4.0]]), torch.tensor([[1.0, -3.0]])).item()
     4.0
     """
-    return _ExactL1.apply(slopes, weight_in, weight_out, max_bytes)  # pyright: ignore[reportReturnType]
+    return _ExactL1.apply(slopes, weight_in, weight_out, max_bytes, entry_weights)  # pyright: ignore[reportReturnType]
 
 
 class _ExactL1(torch.autograd.Function):
     """All products are [H, K]·[K, s·Z] or its transposes: one large matmul a block."""
 
     @staticmethod
-    def forward(ctx: Any, slopes: Tensor, weight_in: Tensor, weight_out: Tensor, max_bytes: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        slopes: Tensor,
+        weight_in: Tensor,
+        weight_out: Tensor,
+        max_bytes: int,
+        entry_weights: Tensor | None,
+    ) -> Tensor:
         samples, hidden = slopes.shape
         outputs, thoughts = len(weight_out), weight_in.shape[1]
         with_grad = any(ctx.needs_input_grad[:3])
@@ -84,10 +93,11 @@ class _ExactL1(torch.autograd.Function):
             part = slopes[start : start + block]
             scaled = (part.T[:, :, None] * weight_in[:, None, :]).flatten(1)  # [K, s·Z]
             jacobian = weight_out @ scaled  # [H, s·Z]
-            total += jacobian.abs().sum()
+            weights = None if entry_weights is None else entry_weights.repeat(1, len(part))  # [H, s·Z]
+            total += (jacobian.abs() if weights is None else jacobian.abs() * weights).sum()
             if not with_grad:
                 continue
-            sign = jacobian.sign_()
+            sign = jacobian.sign_() if weights is None else jacobian.sign_().mul_(weights)
             grad_out += sign @ scaled.T
             back = (weight_out.T @ sign).view(hidden, len(part), thoughts)
             grad_slopes[start : start + block] = torch.einsum("ksz,kz->sk", back, weight_in)
@@ -100,7 +110,7 @@ class _ExactL1(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         grad_slopes, grad_in, grad_out = ctx.saved_tensors
-        return upstream * grad_slopes, upstream * grad_in, upstream * grad_out, None
+        return upstream * grad_slopes, upstream * grad_in, upstream * grad_out, None, None
 
 
 def draw_pairs(
@@ -132,17 +142,21 @@ def l1_sampled(
     weight_in: Float[Tensor, "K Z"],
     weight_out: Float[Tensor, "H K"],
     pairs: Pairs,
+    entry_weights: Float[Tensor, "H Z"] | None = None,
 ) -> Float[Tensor, ""]:
-    """(1/P) Σ over pairs of Σ_j |J_s,ij|: E = ℓ₁, and the expectation of its gradient is ℓ₁'s, where pairs are uniform.
+    """(1/P) Σ over pairs of Σ_j w_ij·|J_s,ij|: E = ℓ₁, and the expectation of its gradient is ℓ₁'s, where pairs are uniform.
 
-    W₂ is sliced before the product, so all pairs are one [P, K]·[K, Z].
+    W₂ is sliced before the product, so all pairs are one [P, K]·[K, Z]. No `entry_weights` = 1.
 
     >>> every = Pairs(torch.tensor([0]), torch.tensor([0]))
     >>> l1_sampled(torch.tensor([[1.0, 0.5]]), torch.tensor([[2.0], [4.0]]), torch.tensor([[1.0, -3.0]]), every).item()
     4.0
     """
     left = weight_out.index_select(0, pairs.rows) * slopes.index_select(0, pairs.samples)
-    return (left @ weight_in).abs().sum() / len(pairs.rows)
+    size = (left @ weight_in).abs()
+    if entry_weights is not None:
+        size = size * entry_weights.index_select(0, pairs.rows)
+    return size.sum() / len(pairs.rows)
 
 
 def group_norm(
@@ -207,22 +221,39 @@ def penalty(
     generator: torch.Generator | None = None,
     num_pairs: int | None = None,
     max_bytes: int = 2**25,
+    entry_weights: Float[Tensor, "H Z"] | None = None,
 ) -> Float[Tensor, ""]:
     """ℓ₁, its estimate, or a bound of it, by the backend's name.
 
     Args:
+        generator: of noise and pairs, which are drawn on its device and moved.
+        entry_weights: of `exact` and `sampled`; the others know no entries and leave it out.
         num_pairs: of `sampled`; None = every row once, the largest saving at which an update sees all rows: 1/S of the work.
     """
     if backend == "exact":
-        return l1_exact(slopes, weight_in, weight_out, max_bytes)
+        return l1_exact(slopes, weight_in, weight_out, max_bytes, entry_weights)
     if backend == "path":
         return path_bound(slopes, weight_in, weight_out)
     if backend == "group":
-        shape, device = (len(slopes), len(weight_out)), slopes.device
-        noise = torch.randn(shape, generator=generator, device=device, dtype=slopes.dtype)
-        return group_norm(slopes, weight_in, weight_out, noise)
+        device = slopes.device if generator is None else generator.device
+        noise = torch.randn(
+            len(slopes), len(weight_out), generator=generator, device=device, dtype=slopes.dtype
+        )
+        return group_norm(slopes, weight_in, weight_out, noise.to(slopes.device))
     pairs = draw_pairs(num_pairs or len(weight_out), len(slopes), len(weight_out), generator)
-    return l1_sampled(slopes, weight_in, weight_out, Pairs(*(index.to(slopes.device) for index in pairs)))
+    pairs = Pairs(*(index.to(slopes.device) for index in pairs))
+    return l1_sampled(slopes, weight_in, weight_out, pairs, entry_weights)
+
+
+def adaptive_weights(jacobian_rms: Float[Tensor, "H Z"], tolerance: float) -> Float[Tensor, "H Z"]:
+    """w_ij = t/(t + r_ij), r = |J| as a share of its row's largest: a reweighted ℓ₁ (Candès, Wakin & Boyd 2008) hardly touches
+    what stands out of its row and keeps pressing on what does not. 1 where J is 0.
+
+    >>> adaptive_weights(torch.tensor([[4.0, 1.0, 0.0]]), 0.25)[0].tolist()  # 0.25/1.25, 0.25/0.5, 1
+    [0.20000000298023224, 0.5, 1.0]
+    """
+    largest = jacobian_rms.max(1, keepdim=True).values.clamp(min=torch.finfo(jacobian_rms.dtype).tiny)
+    return tolerance / (tolerance + jacobian_rms / largest)
 
 
 def squared_mean(

@@ -299,11 +299,13 @@ class _Training:
         while self.step < self.config.steps:
             metrics = self._update()
             self.step += 1
-            if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
+            kept = self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps
+            if kept:
                 metrics |= {"adapter/loss_valid": self._validate()}
-                self._keep()
-            if self.step % 10 == 0 or "adapter/loss_valid" in metrics:
+            if self.step % 10 == 0 or kept:
                 self.log(self.number * self.config.steps + self.step, metrics)
+            if kept:  # after the line that says so: what is cut off between the two is logged again
+                self._keep()
         self.adapter.load_state_dict(self.best)
         return self.best_loss
 

@@ -107,7 +107,7 @@ def read_structure(autoencoder: Autoencoder, states: Tensor, tolerance: float | 
         tolerance: None = the config's.
     """
     tolerance = autoencoder.config.tolerance if tolerance is None else tolerance
-    rms = autoencoder.jacobian_rms(states.float())
+    rms = autoencoder.jacobian_rms(states)
     by_agent = ops.agent_rms(rms, autoencoder.agent_rows, len(autoencoder.widths))
     return Structure(rms, by_agent, tolerance, ops.binarise(by_agent, tolerance))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from postgrad.core.errors import TrainingError
 from postgrad.core.models import fp32_head, head, packing
 from postgrad.core.models.model import Model
 from postgrad.core.models.packing import loss_tokens, row_logps, rows
-from postgrad.core.types import Group
+from postgrad.core.types import Group, Prompt
 from postgrad.rl.config import AlgorithmConfig, OptimizerConfig
 from postgrad.rl.learner import Learner, make_batch
 
@@ -31,22 +33,63 @@ def plain_logps(model: Model, groups: list[Group], temperature: float = 1.0) -> 
     return torch.cat(parts)
 
 
+def alike(groups: list[Group]) -> list[Group]:
+    """The same groups with completions of two tokens only, so that many begin alike and some are the same."""
+    for group in groups:
+        for sample in group.samples:
+            sample.token_ids = sample.token_ids % 2 + 5
+    return groups
+
+
+def num_prefixes(group: Group) -> int:
+    """Tokens of the prompt, and distinct beginnings of completions without their last tokens."""
+    ends = {tuple(s.token_ids[:n]) for s in group.samples for n in range(1, s.num_tokens)}
+    return len(group.samples[0].prompt_tokens) + len(ends)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("max_tokens", [1, 40, 10_000])
-def test_packed_rows_give_each_samples_own_logps(name: str, max_tokens: int) -> None:
-    model, groups = build(name), make_groups()
+@pytest.mark.parametrize("max_tokens", [1, 40, 100, 10_000])
+@pytest.mark.parametrize("kind", ["different", "alike"])
+def test_trees_give_each_samples_own_logps(name: str, max_tokens: int, kind: str) -> None:
+    model, groups = build(name), make_groups(num_groups=6, size=5)
+    if kind == "alike":
+        alike(groups)
     samples = [sample for group in groups for sample in group.samples]
     expected = plain_logps(model, groups, temperature=0.8)
     got = torch.zeros_like(expected)
-    num_inputs = 0
     for row in rows(samples, max_tokens):
         got[row.place] = row_logps(model, row, temperature=0.8).logp
-        num_inputs += len(row.token)
+        longest = max(len(s.prompt_tokens) + s.num_tokens - 1 for s in samples)
+        assert row.token.numel() <= max(max_tokens, longest)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
-    if max_tokens == 10_000:  # each prompt once, no padding, no last tokens
-        assert num_inputs == sum(
-            len(g.samples[0].prompt_tokens) + sum(s.num_tokens - 1 for s in g.samples) for g in groups
-        )
+
+
+def test_nothing_is_computed_twice_and_nothing_is_padding() -> None:
+    for groups in (make_groups(), alike(make_groups(size=8))):
+        for group in groups:
+            (row,) = rows(group.samples, 10_000)
+            assert row.token.numel() == num_prefixes(group)
+    one = alike(make_groups(num_groups=1, size=8))[0].samples
+    copies = [replace(s, group_id=g, request_id=8 * g + i) for g in range(6) for i, s in enumerate(one)]
+    (row,) = rows(copies, 10_000)
+    assert row.token.shape == (6, num_prefixes(Group(Prompt(id="0", text="x"), one)))
+
+
+def test_a_head_that_the_model_goes_around_is_gathered_after_it(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = make_groups(num_groups=2)[0].samples
+    (row,) = rows(samples, 1000)
+    expected = row_logps(model, row).logp
+    weight = model.module.get_output_embeddings().weight
+    inner = model.module.model
+
+    def forward(**options: object) -> object:
+        options.pop("logits_to_keep", None)
+        return SimpleNamespace(logits=torch.nn.functional.linear(inner(**options).last_hidden_state, weight))
+
+    monkeypatch.setattr(model.module, "forward", forward)
+    torch.testing.assert_close(row_logps(model, row).logp, expected)
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, "granite"])
@@ -72,9 +115,10 @@ def test_a_large_vocabulary_in_chunks_gives_the_same_log_probs(
     assert head.has_fp32_head(model.module) == fp32  # what was lent is back
     keep, inverse, target = packing._predictions(model, row)
     with head.captured_hidden(model.module) as hidden:
-        assert packing._forward(model, row, keep).shape[-1] == 0  # no logits at all
-    small = head.chosen_logps(model.module, hidden[0][0], inverse, target, 0.8, chunk=5)
-    whole = head.chosen_logps(model.module, hidden[0][0], inverse, target, 0.8, chunk=10_000)
+        assert packing._run(model, row).shape[-1] == 0  # no logits at all
+    inputs = hidden[0].flatten(0, 1)[keep]
+    small = head.chosen_logps(model.module, inputs, inverse, target, 0.8, chunk=5)
+    whole = head.chosen_logps(model.module, inputs, inverse, target, 0.8, chunk=10_000)
     torch.testing.assert_close(small, whole, rtol=1e-5, atol=1e-5)
 
 
@@ -103,9 +147,9 @@ def test_entropy_is_that_of_the_predicting_distribution(model: Model) -> None:
     ids = torch.from_numpy(np.concatenate([samples[0].prompt_tokens, samples[0].token_ids]))[None]
     logits = model.module(ids).logits[0, len(samples[0].prompt_tokens) - 1 : -1]
     expected = torch.distributions.Categorical(logits=logits).entropy()
-    torch.testing.assert_close(
-        row_logps(model, row).entropy[: len(expected)], expected.detach(), rtol=1e-4, atol=1e-5
-    )
+    found = torch.zeros(len(row.place))
+    found[row.place] = row_logps(model, row).entropy
+    torch.testing.assert_close(found[: len(expected)], expected.detach(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["cispo", "grpo", "gspo", "reinforce"])

@@ -150,6 +150,31 @@ def test_same_seed_same_metrics_and_other_seed_others(tmp_path: Path, mode: str)
     assert stable(first) != stable(other)
 
 
+def test_generators_in_lockstep_are_the_run_of_one_process_bit_for_bit(tmp_path: Path) -> None:
+    """The asynchronous parts made synchronous: same metrics, same final weights."""
+    beside = {"engine.generators": 1, "engine.lockstep": True}
+    first = train(config=config(tmp_path), out=tmp_path / "a", quiet=True)
+    second = train(config=config(tmp_path, **beside), out=tmp_path / "b", quiet=True)
+    assert stable(first) == stable(second)
+    weights = [run.checkpoints()[-1][1] / "model.safetensors" for run in (first, second)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.parametrize("mode", ["pipeline", "ppo"])
+def test_generators_beside_the_trainer_train_on_every_group_once(tmp_path: Path, mode: str) -> None:
+    beside = {"engine.generators": 2, "schedule.mode": mode, "run.log_samples": 6, "engine.slots": 8}
+    run = train(config=config(tmp_path, **beside), out=tmp_path / "run", quiet=True)
+    rows = run.metrics()
+    assert [row["step"] for row in rows] == list(range(7))
+    for row in rows[1:]:
+        assert row["staleness/max"] <= 3
+        assert 0 <= row["idle/trainer_fraction"] <= 1
+        assert row["idle/generator_fraction"] <= 1
+        assert row["idle/generator_restarts"] == 0
+    trained = [row["prompt_id"] for row in run.samples() if row["phase"] == "train"]
+    assert len(trained) == len(set(trained)) == 36
+
+
 RUNNER = """
 import json, sys
 from pathlib import Path

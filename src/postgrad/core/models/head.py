@@ -82,6 +82,33 @@ def captured_hidden(module: PreTrainedModel) -> Generator[list[torch.Tensor]]:
             state["forward"] = before
 
 
+@contextmanager
+def gathered_head(module: PreTrainedModel, keep: torch.Tensor) -> Generator[list[int]]:
+    """Within it the head is computed for chosen tokens only: of hidden states [N, L, D] for `keep` of the N·L tokens, giving
+    [1, K, V]. The list has an entry for each time that it was; none if the model goes around its head.
+    """
+    head = cast("Any", module.get_output_embeddings())
+    uses: list[int] = []
+    if head is None:
+        yield uses
+        return
+    inner = head.forward
+
+    def chosen(hidden: torch.Tensor) -> torch.Tensor:
+        uses.append(len(keep))
+        return inner(hidden.flatten(0, 1)[keep][None])
+
+    state = cast("dict[str, object]", head.__dict__)
+    before = state.get("forward")
+    state["forward"] = chosen
+    try:
+        yield uses
+    finally:
+        state.pop("forward")
+        if before is not None:
+            state["forward"] = before
+
+
 def chosen_logps(
     module: PreTrainedModel,
     hidden: torch.Tensor,

@@ -1,0 +1,62 @@
+"""From a config to an engine: in this process, or generators beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+import torch
+
+from postgrad.core.models.model import Model
+from postgrad.engines.config import EngineConfig
+from postgrad.engines.remote.fleet import Fleet
+from postgrad.engines.remote.process import Processes
+from postgrad.engines.torch_engine.engine import TorchEngine
+
+
+def build_engine(model: Model, config: EngineConfig, *, max_length: int, fp32_head: bool) -> TorchEngine:
+    """One engine in this process, with a copy of the model's weights.
+
+    Args:
+        max_length: most tokens of prompt and completion together.
+        fp32_head: logits in fp32.
+    """
+    return TorchEngine(
+        model,
+        slots=config.slots,
+        max_length=max_length,
+        fp32_head=fp32_head,
+        compile=config.compile,
+        prefill_tokens=config.prefill_tokens,
+    )
+
+
+@contextmanager
+def open_fleet(
+    model: Model, config: EngineConfig, note: Callable[[str], None], *, max_length: int, fp32_head: bool
+) -> Generator[Fleet]:
+    """`config.generators` processes with an engine each, ended with the context.
+
+    On a CPU the trainer's threads are the cores that generators leave, unless OMP_NUM_THREADS says how many.
+    """
+    build = partial(build_engine, config=config, max_length=max_length, fp32_head=fp32_head)
+    devices = config.generator_devices or _other_devices(model.device)
+    with ExitStack() as stack:
+        processes = Processes(model, build, devices, config.generator_threads, lockstep=config.lockstep)
+        fleet = stack.enter_context(Fleet(processes, config.generators, note, lockstep=config.lockstep))
+        if model.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            torch.set_num_threads(max(1, cores - config.generators * config.generator_threads))
+        yield fleet
+
+
+def _other_devices(device: torch.device) -> tuple[str, ...]:
+    """GPUs without the trainer, or its device."""
+    if device.type != "cuda":
+        return (str(device),)
+    own = device.index or 0
+    others = tuple(f"cuda:{index}" for index in range(torch.cuda.device_count()) if index != own)
+    return others or (str(device),)
