@@ -12,6 +12,7 @@ GLOSSARY: dict[str, str] = {
     "phrase (0 to 1).",
     "rollout/zero_variance_fraction": "Share of groups whose rewards are all equal, which carry no "
     "gradient (0 to 1).",
+    "rollout/*/score_mean": "Mean score of the part {0} of a weighted reward, over the samples that have it (its unit).",
     "rollout/dropped_groups": "Groups without variance that were generated for this update and replaced by others; they are "
     "in the rollout metrics, not in the loss (groups).",
     "rollout/length_penalty_mean": "Mean of what the reward loses for length; 0 for samples that did not pass (reward units).",

@@ -85,8 +85,11 @@ class Rollout:
 
     def passed(self, sample: Sample) -> bool:
         """Whether the verifier's score reaches the success threshold; a sample without a score did not pass."""
-        score = sample.verdict.score if sample.verdict is not None else None
-        return score is not None and score >= self.algorithm.success_threshold
+        verdict = sample.verdict
+        if verdict is None or verdict.score is None:
+            return False
+        score = verdict.score if verdict.passing_score is None else verdict.passing_score
+        return score >= self.algorithm.success_threshold
 
     def judge(self, group: Group, judge: Judge, tickets: Sequence[int]) -> None:
         """Waits for the verdicts of a group and sets its rewards."""

@@ -116,9 +116,8 @@ class Scheduler:
         self._waited_s += time.perf_counter() - began
         batch = [self._take(gid) for gid in self._oldest_complete()]
         self._replaced, self._unreplaced = self._replaced + self._unreplaced, 0
-        if (
-            self.dropped and len(batch) < self.batch
-        ):  # all that there was: the next batches are to be full again
+        if self.dropped and len(batch) < self.batch:
+            # All that there was: count as if it had been full, or there would be less room for the next ones.
             self._replaced = self._started - (self.version + 1) * self.batch
         return batch
 

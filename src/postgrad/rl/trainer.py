@@ -241,6 +241,11 @@ class Trainer:
             metrics["rollout/length_penalty_mean"] = float(
                 np.mean([self.rollout.length_penalty(sample) for sample in samples])
             )
+        parts: dict[str, list[float]] = {}
+        for sample in samples:
+            for name, score in (sample.verdict.parts if sample.verdict is not None else {}).items():
+                parts.setdefault(name, []).append(score)
+        metrics |= {f"rollout/{name}/score_mean": float(np.mean(scores)) for name, scores in parts.items()}
         return metrics
 
     def _clock_metrics(self) -> dict[str, float]:
@@ -299,6 +304,7 @@ class Trainer:
                         "correct": self.rollout.passed(sample),
                         "score": verdict.score if verdict else None,
                         "status": verdict.status if verdict else None,
+                        **({"parts": dict(verdict.parts)} if verdict and verdict.parts else {}),
                         "reward": sample.reward,
                         "num_tokens": sample.num_tokens,
                         "stop_reason": sample.stop_reason,

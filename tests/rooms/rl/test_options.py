@@ -258,3 +258,23 @@ def test_the_plan_counts_what_is_trained(tmp_path: Path) -> None:
     assert lora.gradient_bytes == 4 * added
     assert lora.flops_per_update < full.flops_per_update
     assert config(tmp_path, lora="none").lora is None
+
+
+# -- several rewards ---------------------------------------------------------------------------------------------------
+
+
+def test_the_parts_of_a_reward_are_logged(tmp_path: Path) -> None:
+    settings = config(tmp_path, **{"steps": 1, "algorithm.success_threshold": 0.5})
+    (task,) = settings.data.tasks
+    file = (task.reward or "").rpartition(":")[0]
+    parts = [{"reward": f"{file}:half", "weight": 3.0, "passes": True}, {"reward": f"{file}:always"}]
+    tasks = [{"name": "digits", "path": task.path, "rewards": parts}]
+    run = train(config=settings, data__tasks=tasks, out=tmp_path / "run", quiet=True)
+    row = run.metrics()[1]
+    half = row["rollout/half/score_mean"]
+    assert row["rollout/always/score_mean"] == 1
+    assert row["rollout/reward_mean"] == pytest.approx(2 * (3 * half + 1) / 4 - 1)  # signed
+    assert row["rollout/pass_rate"] == pytest.approx(2 * half)  # `half` gives 0 or 1/2
+    logged = [sample for sample in run.samples() if "parts" in sample]
+    assert logged
+    assert set(logged[0]["parts"]) == {"half", "always"}

@@ -166,7 +166,7 @@ def test_no_trained_token_is_more_than_k_versions_old(
         scheduler.engine.load_weights({}, scheduler.version)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     k=st.integers(1, 6),
     batch=st.integers(1, 6),
