@@ -58,6 +58,7 @@ VERBS = (
     [],
     ["rl"],
     ["rl", "train"],
+    ["rl", "ablate"],
     ["rl", "eval"],
     ["runs"],
     ["report"],

@@ -158,6 +158,73 @@ def rl_train(
     )
 
 
+@rl.command("ablate", cls=DottedCommand, context_settings=dotted_settings())
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[RECIPE] [--SECTION.KEY VALUE]...")
+@_preset
+@click.option("--task", "tasks", multiple=True, metavar="NAME", help=_TASK_HELP)
+@click.option(
+    "--mode",
+    type=click.Choice(["leave-one-out", "forward"]),
+    help="Take choices away one at a time, or add them as long as they help.  [leave-one-out]",
+)
+@click.option("--seeds", type=click.IntRange(1), metavar="N", help="Runs of every arm.  [5]")
+@click.option("--axes", metavar="A,B", help="Only these.  [all that change the recipe]")
+@click.option(
+    "--axes-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="TOML with axes of your own: tables [axes.NAME] of options.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Processes side by side.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Directory; runs are DIR/ARM/seed_N.  [runs/ablation]",
+)
+@click.option(
+    "--resume", is_flag=True, help="Go on with the ablation in --out; finished runs are not repeated."
+)
+@click.option("--overwrite", is_flag=True, help="Throw away the ablation that is in --out.")
+@click.option("--dry-run", is_flag=True, help="Show arms, their options and the cost; write nothing.")
+@click.option("--json", "json_output", is_flag=True, help="Print one JSON object.")
+@help_config
+@click.pass_obj
+def rl_ablate(
+    obj: dict[str, Any],
+    words: tuple[str, ...],
+    preset: str | None,
+    resume: bool,
+    overwrite: bool,
+    **options: Any,
+) -> int:
+    """Find out which choice of a recipe matters.
+
+    Trains RECIPE and variants of it over the same seeds, and tells which differences are beyond noise.
+    """
+    _refuse_together(resume=resume, overwrite=overwrite)
+    recipe, overrides = _recipe_and_overrides(words, _flags(rl_ablate))
+    for flag in ("out", "axes", "axes_file"):
+        _require_value(f"--{flag.replace('_', '-')}", options[flag])
+    _require_value("--preset", preset)
+    return _command("rl_ablate").main(
+        recipe,
+        None if preset is None else find_recipe(preset),
+        overrides,
+        resume=resume,
+        overwrite=overwrite,
+        argv=obj[ARGV_KEY],
+        **options,
+    )
+
+
 @rl.command("eval", cls=DottedCommand, context_settings=dotted_settings())
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="MODEL [RECIPE] [--SECTION.KEY VALUE]...")
 @click.option("--task", "tasks", multiple=True, metavar="NAME", help=_TASK_HELP)

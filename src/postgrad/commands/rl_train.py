@@ -56,7 +56,7 @@ def main(
         if resume
         else resolve_config(recipe, overrides, tasks, from_run, preset)
     )
-    transform = _transform(config.mara)
+    transform = make_transform(config.mara)
     if dry_run:
         return _dry_run(config)
 
@@ -84,7 +84,7 @@ def main(
     return 0
 
 
-def _transform(options: Mapping[str, Any]) -> Callable[[TransformContext], RewardTransform] | None:
+def make_transform(options: Mapping[str, Any]) -> Callable[[TransformContext], RewardTransform] | None:
     """What re-rewards, if the recipe has a table for it; its options are checked before any model is loaded."""
     if not options:
         return None
