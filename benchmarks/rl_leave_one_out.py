@@ -12,6 +12,7 @@ one shared ceiling (paper: 2.01 / 1.77 = 1.14), without a value where the curves
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,10 @@ QUICK_AXES = ("loss", "off-policy", "advantage")
 
 
 def show(found: Interval) -> str:
-    """Mean and 95 % interval over seeds."""
-    return "–" if found.mean != found.mean else f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
+    """Mean and 95 % interval over seeds; the mean alone of one seed."""
+    if math.isnan(found.mean):
+        return "–"
+    return f"{found.mean:.3f}" + ("" if math.isnan(found.low) else f" [{found.low:.3f}, {found.high:.3f}]")
 
 
 def main() -> None:
