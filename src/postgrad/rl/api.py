@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
-from postgrad.core.config import validate
+from postgrad.core.config import read_toml, validate
 from postgrad.core.data import plain_text
 from postgrad.core.errors import ConfigError, DataError
 from postgrad.core.models import embedded_model, load
@@ -22,6 +22,7 @@ from postgrad.core.models.lora import add_lora, load_adapter, require_peft
 from postgrad.core.models.model import Model
 from postgrad.core.models.reference import ReferencePolicy
 from postgrad.core.protocols import ConcurrentEngine, Engine, Forecaster, RewardTransform, TransformContext
+from postgrad.core.recipes import find_recipe
 from postgrad.core.run import Run, check_free
 from postgrad.core.types import Prompt
 from postgrad.engines.make import build_engine, open_fleet
@@ -173,6 +174,7 @@ def train(
     *,
     task: str | Sequence[str] | None = None,
     config: RLConfig | None = None,
+    preset: str | Path | None = None,
     out: str | Path = "runs/rl",
     resume: bool = False,
     overwrite: bool = False,
@@ -188,6 +190,7 @@ def train(
         model: a Model (trained in place), a path or hub name; None = `config.model`, by default the embedded one.
         task: reasoning-gym data sets to train on; replaces `config.data.tasks`.
         config: all options; None = the defaults.
+        preset: a recipe put on top, such as "magistral" or a .toml file.
         out: run directory.
         resume: go on from the latest checkpoint in `out`, with the config of that run.
         overwrite: throw away an earlier run in `out`.
@@ -208,7 +211,7 @@ def train(
     if resume:
         config = validate(RLConfig, Run.open(out).config_dict())
     else:
-        config = _configure(config, model, task, overrides)
+        config = configure(config, model, task, overrides, preset)
         check_free(out, overwrite=overwrite)
     # Everything that can be wrong with the input comes to light before the run directory is touched.
     data = read_data(config)
@@ -364,19 +367,26 @@ def evaluate_model(
         )
 
 
-def _configure(
+def configure(
     config: RLConfig | None,
     model: Model | str | Path | None,
     task: str | Sequence[str] | None,
     overrides: Mapping[str, Any],
+    preset: str | Path | None = None,
 ) -> RLConfig:
+    """The config that the arguments of `train` stand for; `__` in the name of an override is a dot."""
     dotted = {key.replace("__", "."): value for key, value in overrides.items()}
     if isinstance(model, (str, Path)):
         dotted["model.path"] = str(model)
     elif isinstance(model, Model):
         dotted["model.path"] = model.source or IN_MEMORY
     names = [task] if isinstance(task, str) else list(task or ())
-    return make_config(None if config is None else config.model_dump(), tasks=names, overrides=dotted)
+    return make_config(
+        None if config is None else config.model_dump(),
+        preset=None if preset is None else read_toml(find_recipe(str(preset))),
+        tasks=names,
+        overrides=dotted,
+    )
 
 
 def _open_run(

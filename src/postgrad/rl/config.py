@@ -248,10 +248,11 @@ class RLConfig(Config):
 def make_config(
     data: Mapping[str, Any] | None = None,
     *,
+    preset: Mapping[str, Any] | None = None,
     tasks: Sequence[str] = (),
     overrides: Mapping[str, Any] | None = None,
 ) -> RLConfig:
-    """Recipe data, then dotted overrides, then tasks by name (with the recipe's options for those it knows).
+    """Recipe data, then a preset, dotted overrides, and tasks by name (with the recipe's options for those it knows).
 
     Without recipe and model it is the shipped recipe `embedded`: the plain defaults are the paper's, for an 8B model.
     """
@@ -259,7 +260,7 @@ def make_config(
     if data is None:
         embedded = not nested.get("model", {}).get("path")
         data = read_toml(find_recipe("embedded")) if embedded else {}
-    merged = deep_merge(data, nested)
+    merged = deep_merge(deep_merge(data, preset or {}), nested)
     if tasks:
         known = {task["name"]: task for task in merged.get("data", {}).get("tasks", []) if "name" in task}
         merged = deep_merge(merged, {"data": {"tasks": [known.get(name, {"name": name}) for name in tasks]}})
