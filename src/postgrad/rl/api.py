@@ -17,10 +17,10 @@ from postgrad.core.data import plain_text
 from postgrad.core.errors import ConfigError, DataError
 from postgrad.core.models import embedded_model, load
 from postgrad.core.models.model import Model
-from postgrad.core.protocols import Forecaster, RewardTransform, TransformContext
+from postgrad.core.protocols import Engine, Forecaster, RewardTransform, TransformContext
 from postgrad.core.run import Run, check_free
 from postgrad.core.types import Prompt
-from postgrad.engines import TorchEngine
+from postgrad.engines import TorchEngine, VllmEngine
 from postgrad.rl.config import RLConfig, make_config
 from postgrad.rl.evaluate import Evaluation, choose_prompts, evaluate
 from postgrad.rl.rollout import Rollout
@@ -128,7 +128,7 @@ def fitting(prompts: Sequence[Prompt], rollout: Rollout, note: Note) -> tuple[li
     return kept, max(length for length in lengths if length <= limit)
 
 
-def make_engine(model: Model, config: RLConfig, longest_prompt: int) -> TorchEngine:
+def make_engine(model: Model, config: RLConfig, longest_prompt: int) -> Engine:
     """The engine with a cache for the longest prompt plus a full completion. Raises ConfigError if the context is short."""
     needed = longest_prompt + config.length.max_completion_tokens
     if model.context_length is not None and needed > model.context_length:
@@ -137,13 +137,24 @@ def make_engine(model: Model, config: RLConfig, longest_prompt: int) -> TorchEng
             f"{config.length.max_completion_tokens} need {needed} tokens; the model's context has {model.context_length}. "
             "Lower length.max_completion_tokens (and interrupt_min/max), or length.max_prompt_tokens."
         )
+    options, algorithm = config.engine, config.algorithm
+    if options.kind == "vllm":
+        return VllmEngine(
+            model,
+            slots=options.slots,
+            max_length=needed,
+            fp32_head=algorithm.fp32_head,
+            prefill_tokens=options.prefill_tokens,
+            truncated=algorithm.truncates,
+            options=options.vllm,
+        )
     return TorchEngine(
         model,
-        slots=config.engine.slots,
+        slots=options.slots,
         max_length=needed,
-        fp32_head=config.algorithm.fp32_head,
-        compile=config.engine.compile,
-        prefill_tokens=config.engine.prefill_tokens,
+        fp32_head=algorithm.fp32_head,
+        compile=options.compile,
+        prefill_tokens=options.prefill_tokens,
     )
 
 
@@ -258,7 +269,7 @@ def _make_transform(
 
 
 class _Parts(NamedTuple):
-    engine: TorchEngine
+    engine: Engine
     stream: PromptStream
     held_out: list[Prompt]
 
