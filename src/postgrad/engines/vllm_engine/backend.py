@@ -28,8 +28,8 @@ from postgrad.core.errors import EngineError, MissingExtraError
 from postgrad.core.models.model import Model
 from postgrad.engines.config import VllmConfig
 
-_live: Callable[[], Any] = lambda: None  # a weak reference to the client of its core
-"""vLLM's state (groups of `torch.distributed` among it) belongs to the process, so there is one engine at a time: this one."""
+_live: weakref.ref[Any] | None = None
+"""The core of the one engine: vLLM's state, groups of `torch.distributed` among it, belongs to the process."""
 
 
 class Leg(NamedTuple):
@@ -150,11 +150,11 @@ class VllmBackend:
     def close(self) -> None:
         """Gives back vLLM's memory; may be repeated."""
         self._engine.engine_core.shutdown()
-        if _live() is self._engine.engine_core:
+        if _is_live(self._engine.engine_core):
             _set_live(None)
 
     def _check_open(self) -> None:
-        if _live() is not self._engine.engine_core:
+        if not _is_live(self._engine.engine_core):
             raise EngineError(
                 "This vLLM engine was closed, by close() or when another one was made: vLLM keeps one per process."
             )
@@ -219,16 +219,20 @@ def load_from_file(worker: Any, path: str) -> None:
         worker.reload_weights(weights_iterator=((name, file.get_tensor(name)) for name in file.keys()))  # noqa: SIM118
 
 
-def _set_live(client: Any) -> None:
+def _set_live(core: Any) -> None:
     global _live
-    _live = (lambda: None) if client is None else weakref.ref(client)
+    _live = None if core is None else weakref.ref(core)
+
+
+def _is_live(core: Any) -> bool:
+    return _live is not None and _live() is core
 
 
 def _close_live() -> None:
     """Also one that nobody holds any more, before the garbage collector does so in the middle of the next one's life."""
-    client = _live()
-    if client is not None:
-        client.shutdown()
+    core = None if _live is None else _live()
+    if core is not None:
+        core.shutdown()
         _set_live(None)
 
 
