@@ -295,6 +295,18 @@ def test_weights_that_vllm_does_not_know_are_noticed(ready: tuple[Model, VllmEng
     engine.load_weights(model.module.state_dict(), 0)
 
 
+def test_the_engine_has_its_own_weights(ready: tuple[Model, VllmEngine]) -> None:
+    _, engine = ready
+    other = build(seed=1)
+    engine.load_weights(other.module.state_dict(), 1)
+    before = run(engine, requests(2, temperature=0.0))
+    with torch.no_grad():
+        for parameter in other.module.parameters():
+            parameter.zero_()
+    after = run(engine, requests(2, temperature=0.0))
+    assert [s.token_ids.tolist() for s in before] == [s.token_ids.tolist() for s in after]
+
+
 def test_bad_requests_are_refused_with_numbers(ready: tuple[Model, VllmEngine]) -> None:
     _, engine = ready
     request = Request(id=5, group_id=0, prompt_tokens=np.arange(3, 13), max_tokens=55)

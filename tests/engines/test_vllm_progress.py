@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from postgrad.core.errors import EngineError, MissingExtraError
+from postgrad.core.errors import ConfigError, EngineError, MissingExtraError
 from postgrad.core.models.memory import MemoryConfig, attach
 from postgrad.core.models.model import Model
 from postgrad.core.types import Request, Sample
@@ -20,6 +20,8 @@ from postgrad.engines.vllm_engine import backend as backend_module
 from postgrad.engines.vllm_engine import probe
 from postgrad.engines.vllm_engine.backend import Leg, Output
 from postgrad.engines.vllm_engine.progress import Progress
+from postgrad.rl.api import make_engine
+from postgrad.rl.config import make_config
 
 VOCAB, EOS = 97, 1
 
@@ -268,6 +270,7 @@ def test_the_forward_pass_of_the_probe_is_that_of_the_weights_given() -> None:
     found = probe.forward_logps(model.module, other.module.state_dict(), tokens)
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert probe.distance(np.array([np.nan]), np.array([0.0])) == float("inf")
+    assert len(probe.probe_tokens(VOCAB, context_length=9)) == 8
 
 
 def test_requests_that_vllm_would_do_wrong_are_refused_with_numbers() -> None:
@@ -306,8 +309,21 @@ def test_without_vllm_the_error_names_the_install_command(monkeypatch: pytest.Mo
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     monkeypatch.setattr(backend_module.importlib, "import_module", missing)
+    config = make_config(
+        overrides={"engine.kind": "vllm", "length.max_completion_tokens": 8, "length.interrupt_min": "none"}
+    )
     with pytest.raises(MissingExtraError, match=r"pip install 'postgrad\[vllm\]'"):
-        VllmEngine(build(), slots=2, max_length=40)
+        make_engine(build(), config, longest_prompt=4)
+
+
+def test_truncated_sampling_at_another_temperature_is_refused_by_the_config() -> None:
+    options = {"engine.kind": "vllm", "algorithm.top_p": 0.9}
+    assert make_config(overrides=options).algorithm.truncates
+    for key in ("algorithm.temperature", "eval.temperature"):
+        with pytest.raises(ConfigError, match="at temperature 1"):
+            make_config(overrides={**options, key: 0.6})
+        make_config(overrides={key: 0.6, "engine.kind": "vllm"})
+        make_config(overrides={key: 0.6, "algorithm.top_p": 0.9})
 
 
 def test_tied_weights_are_probed_too() -> None:

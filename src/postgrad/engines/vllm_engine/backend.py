@@ -323,7 +323,7 @@ def _quiet() -> Generator[None]:
 def _undisturbed() -> Generator[None]:
     """vLLM seeds the global generators when it starts; afterwards they are as they were."""
     states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(), _quiet():
+    with _quiet(), torch.random.fork_rng():
         try:
             yield
         finally:

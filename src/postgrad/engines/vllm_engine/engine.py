@@ -94,7 +94,8 @@ class VllmEngine:
         self._module = model.module
         self._stop = model.stop_token_ids
         self._tolerance = options.check_tolerance or probe.default_tolerance(model.dtype)
-        self._probe = probe.probe_tokens(model.module.config.get_text_config().vocab_size)
+        vocab_size = model.module.config.get_text_config().vocab_size
+        self._probe = probe.probe_tokens(vocab_size, model.context_length)
         self._expected: NDArray[np.float32] | None = None  # log-probs of the probe that is not back yet
         self._probe_leg = ""
         self._queue: deque[Progress] = deque()
@@ -104,7 +105,7 @@ class VllmEngine:
         self._backend: Backend = backend or VllmBackend(
             model,
             slots=slots + 1,  # one for the probe
-            max_length=max(max_length, probe.LENGTH + 1),
+            max_length=max(max_length, len(self._probe) + 1),
             fp32_head=fp32_head,
             prefill_tokens=prefill_tokens,
             raw_logps=truncated,
@@ -271,14 +272,16 @@ class VllmEngine:
 
     def _read_probe(self, output: Output) -> None:
         if output.prompt_logps is None or self._expected is None:
+            if output.finished:
+                raise EngineError("vLLM gave no log-probs of the probe, so its weights cannot be checked.")
             return
         found = probe.distance(output.prompt_logps, self._expected)
         self._probe_leg, self._expected = "", None
         if found > self._tolerance:
             raise EngineError(
-                f"vLLM does not compute with the weights of version {self.version}: its log-probs of {probe.LENGTH} probe tokens "
-                f"are {found:.3g} nats per token away from those of a plain forward pass (at most {self._tolerance:g} is "
-                "rounding). Training on its samples would be wrong without a sign of it. Try engine.vllm.enforce_eager = true "
-                'or model.dtype = "bfloat16"; engine.kind = "torch" always works. If the difference is rounding after all: '
-                "engine.vllm.check_tolerance."
+                f"vLLM does not compute with the weights of version {self.version}: its log-probs of {len(self._probe)} probe "
+                f"tokens are {found:.3g} nats per token away from those of a plain forward pass; rounding is at most "
+                f"{self._tolerance:g}. Training on its samples would be wrong without a sign of it. Try "
+                'engine.vllm.enforce_eager = true or model.dtype = "bfloat16"; engine.kind = "torch" always works. If the '
+                "difference is rounding after all, raise engine.vllm.check_tolerance."
             )

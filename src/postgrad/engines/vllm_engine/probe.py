@@ -18,12 +18,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 LENGTH = 16
-"""L: the shortest length that is worth a forward pass of its own; more tokens find nothing more."""
+"""Most tokens of the probe: enough to tell other weights from rounding, too few to cost anything."""
 
 
-def probe_tokens(vocab_size: int) -> Int64[Array, " L"]:
-    """L ids spread over the vocabulary, always the same ones."""
-    return np.random.default_rng(0).integers(0, vocab_size, LENGTH)
+def probe_tokens(vocab_size: int, context_length: int | None = None) -> Int64[Array, " L"]:
+    """Ids from all over the vocabulary, always the same ones; one less than the context if that is short."""
+    length = LENGTH if context_length is None else min(LENGTH, context_length - 1)
+    return np.random.default_rng(0).integers(0, vocab_size, length)
 
 
 @torch.no_grad()
