@@ -17,7 +17,7 @@ class VllmConfig(Config):
     kv_cache_gb: float | None = Field(default=None, gt=0)
     """GB of the KV cache, instead of what `gpu_memory_utilization` leaves for it."""
     tensor_parallel_size: int = Field(default=1, ge=1)
-    """Devices that share one copy of the model. Above 1, new weights go to them through a folder."""
+    """Devices that share one copy of the model. Above 1 (not tried on GPUs yet), new weights go to them through a folder."""
     enforce_eager: bool = False
     """No torch.compile and no CUDA graphs: starts sooner, generates slower."""
     check_tolerance: float | None = Field(default=None, gt=0)
