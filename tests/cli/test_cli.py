@@ -368,6 +368,13 @@ def test_doctor_names_the_install_line_of_what_is_missing(
     assert found["memory"].text
 
 
+def test_doctor_knows_a_build_under_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as vLLM for CPUs: the module is there, its distribution is called otherwise."""
+    monkeypatch.setattr(doctor, "EXTRAS", {"vllm": (("no-such-package", "pytest"),)})
+    found = {finding.topic: finding for finding in doctor.findings()}
+    assert found["extra vllm"].text.startswith("pytest ")
+
+
 def test_doctor_warns_of_a_torchvision_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(name: str) -> Any:
         raise RuntimeError("operator torchvision::nms does not exist")

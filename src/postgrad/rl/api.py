@@ -151,7 +151,7 @@ def engine_length(model: Model, config: RLConfig, longest_prompt: int) -> int:
 def make_engine(model: Model, config: RLConfig, longest_prompt: int) -> Engine:
     """The engine of this process."""
     length = engine_length(model, config, longest_prompt)
-    return build_engine(model, config.engine, max_length=length, fp32_head=config.algorithm.fp32_head)
+    return build_engine(model, config.engine, **_engine_options(config, length))
 
 
 @contextmanager
@@ -163,10 +163,13 @@ def open_engine(
         yield make_engine(model, config, longest_prompt), None
         return
     length = engine_length(model, config, longest_prompt)
-    with open_fleet(
-        model, config.engine, note, max_length=length, fp32_head=config.algorithm.fp32_head
-    ) as fleet:
+    with open_fleet(model, config.engine, note, **_engine_options(config, length)) as fleet:
         yield fleet, None if config.engine.lockstep else fleet
+
+
+def _engine_options(config: RLConfig, length: int) -> dict[str, Any]:
+    algorithm = config.algorithm
+    return {"max_length": length, "fp32_head": algorithm.fp32_head, "truncated": algorithm.truncates}
 
 
 def train(

@@ -79,6 +79,11 @@ class AlgorithmConfig(Config):
     fp32_head: bool = True
     """Logits in fp32 on both generator and trainer (paper §3.2)."""
 
+    @property
+    def truncates(self) -> bool:
+        """Whether sampling leaves out tokens."""
+        return self.top_p < 1 or self.top_k > 0
+
     @model_validator(mode="before")
     @classmethod
     def _none(cls, data: object) -> object:
@@ -243,6 +248,16 @@ class RLConfig(Config):
         if isinstance(data, dict) and data.get("lora") in ("none", "off"):
             return {**data, "lora": None}
         return data
+
+    @model_validator(mode="after")
+    def _truncation_in_vllm(self) -> RLConfig:
+        temperatures = {self.algorithm.temperature, self.eval.temperature} - {0.0, 1.0}
+        if self.engine.kind == "vllm" and self.algorithm.truncates and temperatures:
+            raise ValueError(
+                f"vLLM gives the log-probs that training needs with top_p or top_k at temperature 1 (or 0) only, not at "
+                f'{min(temperatures)}; set algorithm.top_p = 1 and top_k = 0, or both temperatures to 1, or engine.kind = "torch"'
+            )
+        return self
 
 
 def make_config(

@@ -131,9 +131,8 @@ class SimulatedEngine:
         self.now, self.version = 0.0, 0
         self.slice_s = costs.decode_s(slots)
         self._loads = np.zeros(num_generators, dtype=np.int64)
-        self._events: list[
-            tuple[float, int]
-        ] = []  # (when, generator); those that are no longer true do no harm
+        self._due = [math.inf] * num_generators
+        self._events: list[tuple[float, int]] = []  # (when, generator); those count that are due
         self._rng = np.random.default_rng(seed)
         self._arrived: list[Sample] = []
 
@@ -152,7 +151,9 @@ class SimulatedEngine:
         """Time passes. Generators of which no sequence ends are left as they are."""
         self.now += seconds
         while self._events and self._events[0][0] <= self.now:
-            self._run(heapq.heappop(self._events)[1])
+            when, number = heapq.heappop(self._events)
+            if when == self._due[number]:
+                self._run(number)
 
     def _run(self, number: int) -> None:
         generator = self.generators[number]
@@ -160,8 +161,10 @@ class SimulatedEngine:
             self._arrived.append(_sample(request, began, self.version))
         self._loads[number] = generator.load
         when = generator.next_s()
-        if self.now < when < math.inf:
-            heapq.heappush(self._events, (when, number))
+        if when != self._due[number]:
+            self._due[number] = when
+            if when < math.inf:
+                heapq.heappush(self._events, (when, number))
 
     def step(self) -> list[Sample]:
         self.advance(self.slice_s)
@@ -193,9 +196,8 @@ class SimulatedEngine:
 
 def _sample(request: Request, began: int, ended: int) -> Sample:
     versions = np.array([began, ended])
-    return Sample(
-        request.id, request.group_id, _NO_TOKENS, versions, versions >= 0, versions * 0.0, versions, "stop"
-    )
+    logp = np.zeros(2, dtype=np.float32)
+    return Sample(request.id, request.group_id, _NO_TOKENS, versions, versions >= 0, logp, versions, "stop")
 
 
 class _Requests:
