@@ -49,6 +49,8 @@ bench: $(VENV)/.installed
 	$(PY) benchmarks/influence_ablation.py --quick
 	$(PY) benchmarks/influence_mislabeled.py --quick
 	$(PY) benchmarks/influence_speed.py --quick
+	$(PY) benchmarks/rl_async.py --quick
+	$(PY) benchmarks/rl_plan.py --quick
 	$(PY) benchmarks/thought_jacobian.py --quick
 	$(PY) benchmarks/thought_witnesses.py --quick
 	$(PY) benchmarks/thought_ledger.py --quick

@@ -59,6 +59,7 @@ VERBS = (
     ["rl"],
     ["rl", "train"],
     ["rl", "ablate"],
+    ["rl", "plan"],
     ["rl", "eval"],
     ["runs"],
     ["report"],

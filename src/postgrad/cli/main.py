@@ -158,6 +158,32 @@ def rl_train(
     )
 
 
+@rl.command("plan", cls=DottedCommand, context_settings=dotted_settings())
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[RECIPE] [--SECTION.KEY VALUE]...")
+@_preset
+@click.option("--gpus", type=click.IntRange(2), default=8, show_default=True, metavar="N", help="In all.")
+@click.option(
+    "--hardware", default="h100", show_default=True, metavar="NAME", help="a100, h100, h200 or b200."
+)
+@click.option(
+    "--lengths", metavar="RUN|MEAN[,CV]", help="Completion lengths in tokens.  [a third of the limit, 1]"
+)
+@click.option("--prompt-tokens", type=click.IntRange(1), metavar="N", help="Of a prompt.  [512 or the limit]")
+@click.option("--measure", is_flag=True, help="Measure this machine with the real model instead.")
+@click.option("--json", "json_output", is_flag=True, help="Print one JSON object.")
+@help_config
+def rl_plan(words: tuple[str, ...], preset: str | None, **options: Any) -> int:
+    """Predict memory, speed and waiting, before anything runs.
+
+    Simulates RECIPE's schedule on GPUs that are only counted, for several splits into those that train and those that generate.
+    """
+    recipe, overrides = _recipe_and_overrides(words, _flags(rl_plan))
+    _require_value("--preset", preset)
+    return _command("rl_plan").main(
+        recipe, overrides, None if preset is None else find_recipe(preset), **options
+    )
+
+
 @rl.command("ablate", cls=DottedCommand, context_settings=dotted_settings())
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[RECIPE] [--SECTION.KEY VALUE]...")
 @_preset

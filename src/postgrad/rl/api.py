@@ -232,7 +232,7 @@ def train(
     else:
         policy = model if isinstance(model, Model) else load_model(config, data, _warm_start_notes(note))
     with make_judge(config.data) as judge, ExitStack() as stack:
-        parts = _prepare(policy, config, data, note)
+        parts = prepare(policy, config, data, note)
         engine, concurrent = stack.enter_context(open_engine(policy, config, parts.longest_prompt, note))
         if config.lora is not None:  # after the engine has copied the base model
             policy.module = add_lora(policy.module, config.lora, config.seed)
@@ -330,7 +330,7 @@ class _Parts(NamedTuple):
     held_out: list[Prompt]
 
 
-def _prepare(policy: Model, config: RLConfig, data: Data, note: Note) -> _Parts:
+def prepare(policy: Model, config: RLConfig, data: Data, note: Note) -> _Parts:
     rollout = Rollout(policy, config.length, config.algorithm, config.seed, config.data.instruction)
     training, longest = fitting(data.split.train, rollout, note)
     held_out, longest_held_out = fitting(
