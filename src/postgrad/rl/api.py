@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from postgrad.core.config import validate
+from postgrad.core.config import deep_merge, validate
 from postgrad.core.data import plain_text
 from postgrad.core.errors import ConfigError, DataError
 from postgrad.core.models import embedded_model, load
@@ -24,6 +25,7 @@ from postgrad.core.types import Prompt
 from postgrad.engines.make import build_engine, open_fleet
 from postgrad.rl.config import RLConfig, make_config
 from postgrad.rl.evaluate import Evaluation, choose_prompts, evaluate
+from postgrad.rl.learner import Learner
 from postgrad.rl.rollout import Rollout
 from postgrad.rl.trainer import HEADLINE, Trainer
 from postgrad.tasks import (
@@ -152,12 +154,17 @@ def open_engine(
     model: Model, config: RLConfig, longest_prompt: int, note: Note
 ) -> Generator[tuple[Engine, ConcurrentEngine | None]]:
     """The engine of this process, or generators beside it; the second is the same one where it generates by itself."""
-    if config.engine.generators == 0:
+    if config.engine.generators == 0 and config.cluster.address is None:
         yield make_engine(model, config, longest_prompt), None
         return
     length = engine_length(model, config, longest_prompt)
     with open_fleet(
-        model, config.engine, note, max_length=length, fp32_head=config.algorithm.fp32_head
+        model,
+        config.engine,
+        note,
+        max_length=length,
+        fp32_head=config.algorithm.fp32_head,
+        cluster=config.cluster,
     ) as fleet:
         yield fleet, None if config.engine.lockstep else fleet
 
@@ -174,6 +181,8 @@ def train(
     quiet: bool = False,
     transform: Callable[[TransformContext], RewardTransform] | None = None,
     forecaster: Forecaster | None = None,
+    cluster: str | None = None,
+    stop: Event | None = None,
     **overrides: Any,
 ) -> Run:
     """Reinforcement learning with verifiable rewards, by the ScaleRL recipe unless the config says otherwise.
@@ -190,6 +199,9 @@ def train(
         transform: makes what re-rewards each group before advantages, such as `pg.mara.transform` with `mara__beta=0.01`;
             give it again with `resume`.
         forecaster: says after every evaluation where the run will end, such as `scaling.live.Forecaster()`.
+        cluster: address of the Ray cluster that generators and verifiers run on; replaces `config.cluster.address`, also
+            with `resume`. The trainer stays in this process (`postgrad rl train --cluster` puts it there, too).
+        stop: once set, the run writes a checkpoint and ends as after Ctrl-C.
         overrides: dotted options with `__` for the dot, such as `optimizer__lr=1e-4`.
 
     Returns:
@@ -204,6 +216,8 @@ def train(
     else:
         config = _configure(config, model, task, overrides)
         check_free(out, overwrite=overwrite)
+    if cluster is not None:
+        config = validate(RLConfig, deep_merge(config.model_dump(), {"cluster": {"address": cluster}}))
     # Everything that can be wrong with the input comes to light before the run directory is touched.
     data = read_data(config)
     last = Run.open(out).latest_checkpoint() if resume else None
@@ -212,12 +226,13 @@ def train(
         policy = load(last[1], device=config.model.device, dtype=config.model.dtype)
     else:
         policy = model if isinstance(model, Model) else load_model(config, data, _warm_start_notes(note))
-    with make_judge(config.data) as judge:
+    with make_judge(config.data, config.cluster) as judge:
         parts = _prepare(policy, config, data, note)
         rewarder = _make_transform(transform, policy, config, data, resumed=last is not None)
         with (
             open_engine(policy, config, parts.longest_prompt, note) as (engine, concurrent),
             _open_run(config, out, resume, overwrite, command, quiet) as run,
+            _open_learner(policy, config) as learner,  # after the engine has copied the model
         ):
             if resume:
                 run.truncate_after(last[0] if last is not None else -1)
@@ -232,6 +247,8 @@ def train(
                 rewarder,
                 forecaster,
                 concurrent,
+                stop=stop,
+                learner=learner,
             )
             if last is not None:
                 run.note(f"resuming from {last[1].name}")
@@ -274,6 +291,18 @@ def _make_transform(
         seed=config.seed,
     )
     return transform(context)
+
+
+@contextmanager
+def _open_learner(policy: Model, config: RLConfig) -> Generator[Learner | None]:
+    """Over several ranks, where the config wants that."""
+    if config.cluster.trainer_ranks == 1:
+        yield None
+        return
+    from postgrad.rl.ranks import open_ranks
+
+    with open_ranks(policy, config) as learner:
+        yield learner
 
 
 class _Parts(NamedTuple):

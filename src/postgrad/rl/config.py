@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from postgrad.core.cluster import ClusterConfig
 from postgrad.core.config import Config, deep_merge, nest, read_toml, validate
 from postgrad.core.models import ModelConfig
 from postgrad.core.recipes import find_recipe
@@ -182,6 +183,7 @@ class RLConfig(Config):
     engine: EngineConfig = Field(default_factory=EngineConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
     run: RunConfig = Field(default_factory=RunConfig)
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     mara: dict[str, Any] = Field(default_factory=dict)
     """Options of the room mara, for the reward transform that is passed in (see docs/rooms/mara.md). Empty = none."""
 

@@ -13,7 +13,9 @@ import os
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from postgrad.core.cluster import ClusterConfig, connect
 from postgrad.core.errors import ConfigError, ModelError, TaskError, nearest
 from postgrad.core.models.paths import locate, looks_local
 from postgrad.core.protocols import Judge
@@ -21,6 +23,9 @@ from postgrad.core.types import Prompt, Verdict
 from postgrad.tasks.config import DataConfig, JudgeConfig, RewardModelConfig, TaskConfig
 from postgrad.tasks.extras import require
 from postgrad.tasks.pool import VerifierPool
+
+if TYPE_CHECKING:
+    from postgrad.tasks.ray_judge import RayJudge
 
 
 def check_judges(tasks: Sequence[TaskConfig]) -> None:
@@ -103,8 +108,10 @@ def api_key(config: JudgeConfig) -> str:
 
 
 @contextlib.contextmanager
-def make_judge(config: DataConfig) -> Iterator[Judge]:
+def make_judge(config: DataConfig, cluster: ClusterConfig | None = None) -> Iterator[Judge]:
     """The judge of all tasks of a config; reward models are loaded once, processes and connections end with the context.
+
+    With a cluster verifiers are in actors of it.
 
     Raises:
         ConfigError, ModelError, TaskError, MissingExtraError: as `check_judges`, and when a reward model cannot be loaded.
@@ -115,7 +122,7 @@ def make_judge(config: DataConfig) -> Iterator[Judge]:
     made: dict[RewardModelConfig | str, Judge] = {}
     with contextlib.ExitStack() as stack:
         if verified or not config.tasks:
-            pool = VerifierPool(verified, config.verify_workers, config.verify_timeout_s)
+            pool = _make_pool(verified, config, cluster)
             judges |= dict.fromkeys((task.name for task in verified), stack.enter_context(pool))
         for task in config.tasks:
             if task.reward_model is not None:
@@ -132,6 +139,23 @@ def make_judge(config: DataConfig) -> Iterator[Judge]:
                     made[key] = stack.enter_context(ChatJudge(task.judge))
                 judges[task.name] = made[key]
         yield next(iter(judges.values())) if len(set(map(id, judges.values()))) == 1 else _Router(judges)
+
+
+def _make_pool(
+    tasks: Sequence[TaskConfig], config: DataConfig, cluster: ClusterConfig | None
+) -> VerifierPool | RayJudge:
+    if cluster is None or cluster.address is None:
+        return VerifierPool(tasks, config.verify_workers, config.verify_timeout_s)
+    from postgrad.tasks.ray_judge import RayJudge
+
+    return RayJudge(
+        connect(cluster.address),
+        cluster.address,
+        tasks,
+        cluster.verifiers,
+        config.verify_workers,
+        config.verify_timeout_s,
+    )
 
 
 class _Router:
