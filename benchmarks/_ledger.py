@@ -23,7 +23,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ import torch
 from _witnesses import encode, replies, small, trained
 from postgrad.core.models import Model
 from postgrad.core.models.embedded import cache_root
+from postgrad.core.types import Prompt
+from postgrad.thought.agents import ModelAgent
 
 NUM_AGENTS = 3
 KEYS = tuple("abcdefghijkl")
@@ -221,29 +223,65 @@ def last_states(model: Model, texts: Sequence[str]) -> torch.Tensor:
     return torch.stack([state[:, -1] for state in states])
 
 
-def readable(model: Model, num_fit: int = 6000, num_score: int = 2000, seed: int = 0) -> list[float]:
-    """How many of the F facts a linear probe reads from the last state of `view`, for each of the L + 1 states.
+def readable(
+    model: Model, noise: float = 0.0, num_fit: int = 6000, num_score: int = 2000, seed: int = 0
+) -> list[float]:
+    """How many of the F facts a linear probe reads from the last state of `view`, for each of the L + 1 states."""
+    seen = cases(num_fit + num_score, 20_000 + seed)
+    states = last_states(model, [view(case, 0) for case in seen])
+    ledgers = [case.ledgers[0] for case in seen]
+    return [facts_read(state, ledgers, num_fit, noise, seed) for state in states]
+
+
+def facts_read(
+    states: torch.Tensor,
+    ledgers: Sequence[tuple[str, ...]],
+    num_fit: int,
+    noise: float = 0.0,
+    seed: int = 0,
+) -> float:
+    """How many of the F facts of each ledger a linear probe reads from states, or thoughts [S, D]; fitted to the first ones.
 
     The probe is a ridge regression (penalty 1e-3 of the mean square) of the indicators of all 96 facts on the state; the value
-    read for a held key is the one with the highest prediction. Without a message it would be F/V = .5 facts.
+    read for a held key is the one with the highest prediction. From nothing it would read F/V = .5 facts. Without noise it reads
+    the faintest trace; `noise` adds white noise with that share of the states' standard deviation (all dimensions together).
     """
-    seen = cases(num_fit + num_score, 20_000 + seed)
-    states = last_states(model, [view(case, 0) for case in seen]).double()
-    facts = [[KEYS.index(fact[0]) * len(VALUES) + int(fact[1]) for fact in case.ledgers[0]] for case in seen]
-    index = torch.tensor(facts)  # [S, F]
-    wanted = torch.zeros(len(seen), len(KEYS) * len(VALUES), dtype=torch.float64).scatter_(1, index, 1.0)
-    counts: list[float] = []
-    for state in states:
-        x = torch.cat([state - state[:num_fit].mean(0), torch.ones(len(seen), 1, dtype=torch.float64)], 1)
-        fit = x[:num_fit]
-        gram = fit.T @ fit
-        gram += 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
-        guess = x[num_fit:] @ torch.linalg.solve(gram, fit.T @ wanted[:num_fit])
-        values = guess.view(-1, len(KEYS), len(VALUES)).argmax(-1)  # [S, K]
-        held = index[num_fit:]
-        right = values.gather(1, held // len(VALUES)) == held % len(VALUES)
-        counts.append(float(right.double().sum(1).mean()))
-    return counts
+    index = torch.tensor(
+        [[KEYS.index(fact[0]) * len(VALUES) + int(fact[1]) for fact in ledger] for ledger in ledgers]
+    )  # [S, F]
+    wanted = torch.zeros(len(index), len(KEYS) * len(VALUES), dtype=torch.float64).scatter_(1, index, 1.0)
+    state = states.double()
+    spread = (state[:num_fit] - state[:num_fit].mean(0)).square().mean().sqrt()
+    generator = torch.Generator().manual_seed(seed)
+    state = state + noise * spread * torch.randn(state.shape, generator=generator, dtype=torch.float64)
+    x = torch.cat([state - state[:num_fit].mean(0), torch.ones(len(state), 1, dtype=torch.float64)], 1)
+    fit = x[:num_fit]
+    gram = fit.T @ fit
+    gram += 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+    guess = x[num_fit:] @ torch.linalg.solve(gram, fit.T @ wanted[:num_fit])
+    values = guess.view(-1, len(KEYS), len(VALUES)).argmax(-1)  # [S, K]
+    held = index[num_fit:]
+    right = values.gather(1, held // len(VALUES)) == held % len(VALUES)
+    return float(right.double().sum(1).mean())
+
+
+@torch.inference_mode()
+def by_hand(model: Model, fresh: Sequence[Case], num_vectors: int, seed: int = 0) -> float:
+    """Share of right answers of the first agent whose virtual tokens are made by hand, not learned: the others' eight facts in
+    order, their embeddings summed in groups, one group a token. What an adapter could do that does no more than read and write.
+    """
+    rng = random.Random(f"queries {seed}")
+    vocabulary = model.tokenizer.get_vocab()
+    embedding = cast("torch.nn.Embedding", model.module.get_input_embeddings()).weight
+    told = [[vocabulary[fact] for ledger in case.ledgers[1:] for fact in ledger] for case in fresh]
+    prefix = embedding[torch.tensor(told)].unflatten(1, (num_vectors, -1)).sum(2)  # [S, M, D]
+    keys = [rng.choice(KEYS) for _ in fresh]
+    prompts = [Prompt(id=case.id, text=ask(case, 0, key)) for case, key in zip(fresh, keys, strict=True)]
+    said = ModelAgent(model).generate(prompts, prefix, max_tokens=1)
+    right = [
+        turn.text.strip() == answer(case, key) for turn, case, key in zip(said, fresh, keys, strict=True)
+    ]
+    return float(np.mean(right))
 
 
 def main() -> None:
@@ -252,6 +290,7 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=cache_root() / "worlds", help="of the trained models")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shared", action="store_true", help="one model that all agents are")
     given = parser.parse_args()
     print(
         "bits of each message, bound: "
@@ -262,11 +301,17 @@ def main() -> None:
         + ", ".join(f"{m} {text_ceiling(m):.4f}" for m in range(NUM_FACTS + 1))
     )
     fresh = cases(4000, 10_000 + given.seed)
-    for agent, model in enumerate(models(given.folder, given.seed)):
+    made = models(given.folder, given.seed, shared=given.shared)
+    for agent, model in enumerate(made[:1] if given.shared else made):
         for kind, (right, ceiling) in accuracies(model, fresh).items():
             print(f"agent {agent}, {kind}: {right:.4f} right (ceiling {ceiling:.4f})")
-        found = ", ".join(f"{count:.2f}" for count in readable(model))
-        print(f"agent {agent}: facts of {NUM_FACTS} read from the last state, embedding and layers: {found}")
+        for noise in (0.0, 0.5, 1.0):
+            found = ", ".join(f"{count:.2f}" for count in readable(model, noise))
+            print(
+                f"agent {agent}, noise {noise}: facts of {NUM_FACTS} read from embedding and layers: {found}"
+            )
+        hand = ", ".join(f"{count} {by_hand(model, fresh[:1000], count):.3f}" for count in (1, 2, 4, 8))
+        print(f"agent {agent}, right with virtual tokens made by hand, by their number: {hand}")
 
 
 if __name__ == "__main__":

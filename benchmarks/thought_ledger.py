@@ -88,6 +88,17 @@ def tell(dealt: Sequence[world.Case]) -> Any:
     return messages
 
 
+def read_from(team: Team, dealt: Sequence[world.Case], seed: int) -> str:
+    """How many of the first agent's facts a linear probe reads from the states of all, and from the thoughts."""
+    some, ledgers = dealt[:8000], [case.ledgers[0] for case in dealt[:8000]]
+    states = team.listen(as_cases(some, seed + 1)).states
+    num_fit = len(some) * 3 // 4
+    return ", ".join(
+        f"{name} {world.facts_read(found, ledgers, num_fit):.2f}, with noise {world.facts_read(found, ledgers, num_fit, 0.5):.2f}"
+        for name, found in (("states", states), ("thoughts", team.think(states)))
+    )
+
+
 def one_seed(
     models: Sequence[Model], seed: int, vectors: Sequence[int], quick: bool, extra: Mapping[str, object]
 ) -> tuple[dict[int, Evaluation], dict[int, float]]:
@@ -110,6 +121,11 @@ def one_seed(
         team = Team(agents, config, tell([*dealt, *fresh]))
         team.autoencoder = kept
         learned = learn(team, as_cases(dealt, seed + 1))
+        if kept is None:
+            print(
+                f"seed {seed}, facts of {world.NUM_FACTS} read from {read_from(team, dealt, seed)}",
+                flush=True,
+            )
         kept = team.autoencoder
         last = count == max(vectors)
         found[count] = evaluate(team, test, WAYS if last else ("thoughts", "shuffled"))

@@ -10,7 +10,9 @@ the text's probabilities; and the paper's own setting (its routing and its refer
 have one autoencoder and as many updates. Controls, text, vote and raw states learn nothing. Each seed has a model and cases of
 its own.
 
-    python benchmarks/thought_witnesses.py [--quick] [--seeds 5] [--widths 64 64 64] [--folder DIR]
+    python benchmarks/thought_witnesses.py [--quick] [--seeds 5] [--widths 64 64 64] [--arms NAME …] [--folder DIR]
+
+Models of different widths (`--widths 48 64 96`) are three models, each trained from its own seed.
 """
 
 from __future__ import annotations
@@ -97,15 +99,15 @@ def team_of(
 
 
 def one_seed(
-    models: Sequence[Model], seed: int, quick: bool, extra: Mapping[str, object]
+    models: Sequence[Model], seed: int, quick: bool, extra: Mapping[str, object], chosen: Sequence[str]
 ) -> dict[str, Evaluation]:
-    """All arms, on the same cases."""
+    """The arms that were chosen, on the same cases."""
     count = 1500 if quick else NUM_TRAIN
     train, test = world.cases(count, 100 + seed), world.cases(400 if quick else NUM_TEST, 10_000 + seed)
     found: dict[str, Evaluation] = {}
     kept: Autoencoder | None = None
     for arm, settings in ARMS.items():
-        if quick and arm not in (MAIN, "the paper's"):
+        if arm not in chosen:
             continue
         begun = time.process_time()
         settings = {**extra, **settings, **({"adapter.steps": 200} if quick else {})}
@@ -138,6 +140,12 @@ def main() -> None:
         default=(64, 64, 64),
         help="of the agents' models; equal ones are one model",
     )
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        choices=tuple(ARMS),
+        help="besides the main one; all, or with --quick the paper's",
+    )
     parser.add_argument("--folder", type=Path, default=cache_root() / "worlds", help="of the trained models")
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="KEY=VALUE", help="other settings, such as adapter.lr=0.003"
@@ -149,12 +157,13 @@ def main() -> None:
         key: float(value) if "." in value or "e" in value else int(value)
         for key, value in (word.split("=") for word in options.set)
     }
+    chosen = {MAIN, *(options.arms or (["the paper's"] if options.quick else ARMS))}
     widths = tuple(options.widths)
     found: dict[str, list[float]] = {}
     gains: list[float] = []
     for seed in range(seeds):
         models = world.models(options.folder, seed, widths, shared=len(set(widths)) == 1)
-        arms = one_seed(models, seed, options.quick, extra)
+        arms = one_seed(models, seed, options.quick, extra, sorted(chosen))
         for arm, evaluation in arms.items():
             found.setdefault(f"thoughts: {arm}", []).append(evaluation.rows["thoughts"].accuracy.mean)
             found.setdefault(f"shuffled: {arm}", []).append(evaluation.rows["shuffled"].accuracy.mean)

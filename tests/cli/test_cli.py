@@ -58,6 +58,7 @@ VERBS = (
     [],
     ["rl"],
     ["rl", "train"],
+    ["rl", "ablate"],
     ["rl", "eval"],
     ["runs"],
     ["report"],
@@ -144,6 +145,7 @@ def test_everything_reaches_the_train_command(calls: list[dict[str, Any]], tmp_p
             "from_run": Path("old"),
             "dry_run": True,
             "argv": ["postgrad", *words, "--task", "chain_sum", "--from", "old", "--dry-run", "--overwrite"],
+            "preset": None,
         }
     ]
 
@@ -157,6 +159,18 @@ def test_the_recipe_may_stand_anywhere(calls: list[dict[str, Any]], tmp_path: Pa
     assert main(["rl", "train", *(str(recipe) if word == "RECIPE" else word for word in words)]) == 0
     assert calls[0]["recipe"] == recipe
     assert calls[0]["overrides"] == {"steps": 5}
+
+
+def test_a_preset_is_found_like_a_recipe(
+    calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["rl", "train", "embedded", "--preset", "qwen2.5-dapo"]) == 0
+    assert calls[0]["recipe"].name == "embedded.toml"
+    assert calls[0]["preset"].name == "qwen2.5-dapo.toml"
+    assert main(["rl", "train", "--preset", "qwen2.5-dap"]) == 2
+    assert "Did you mean 'qwen2.5-dapo'?" in capsys.readouterr().err
+    assert main(["rl", "train", "--preset", "--resume"]) == 2
+    assert "--preset needs a value; the next word is '--resume'." in capsys.readouterr().err
 
 
 def test_defaults_and_negative_values(calls: list[dict[str, Any]]) -> None:
@@ -352,6 +366,13 @@ def test_doctor_names_the_install_line_of_what_is_missing(
     assert "no C++ compiler" in found["torch.compile"].text
     assert found["torch"].text
     assert found["memory"].text
+
+
+def test_doctor_knows_a_build_under_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as vLLM for CPUs: the module is there, its distribution is called otherwise."""
+    monkeypatch.setattr(doctor, "EXTRAS", {"vllm": (("no-such-package", "pytest"),)})
+    found = {finding.topic: finding for finding in doctor.findings()}
+    assert found["extra vllm"].text.startswith("pytest ")
 
 
 def test_doctor_warns_of_a_torchvision_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:

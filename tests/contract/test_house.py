@@ -144,6 +144,52 @@ def test_without_a_model_the_embedded_recipe_is_the_default() -> None:
     assert given.data.tasks[0].options == {}
 
 
+PRESETS = {
+    # the rows of docs/rooms/rl.md: loss, off-policy, aggregation, advantage norm, zero variance, fp32 head
+    "scalerl": ("cispo", "pipeline", "prompt", "batch", "drop", True),
+    "deepseek-grpo": ("grpo", "ppo", "sample", "group", "keep", False),
+    "qwen2.5-dapo": ("dapo", "ppo", "prompt", "group", "drop", False),
+    "magistral": ("dapo", "pipeline", "prompt", "batch", "drop", False),
+    "minimax-m1": ("cispo", "ppo", "prompt", "group", "drop", True),
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_sets_the_algorithm_and_nothing_of_model_tasks_and_sizes(name: str) -> None:
+    from postgrad.core.config import read_toml
+    from postgrad.core.recipes import find_recipe
+    from postgrad.rl.config import make_config
+
+    data = read_toml(find_recipe(name))
+    assert set(data) <= {"algorithm", "schedule", "length"}
+    alone = make_config(data, overrides={"model.path": "somewhere"}, tasks=["gcd"])
+    on_top = make_config(preset=data)
+    embedded = make_config()
+    for config in (alone, on_top):
+        algorithm = config.algorithm
+        assert (
+            algorithm.loss,
+            config.schedule.mode,
+            algorithm.aggregation,
+            algorithm.advantage_norm,
+            algorithm.zero_variance,
+            algorithm.fp32_head,
+        ) == PRESETS[name]
+        assert config.schedule.k == 8
+    assert (on_top.model, on_top.data, on_top.optimizer, on_top.length) == (
+        embedded.model,
+        embedded.data,
+        embedded.optimizer,
+        embedded.length,
+    )
+    assert alone.length.interrupt_min == (10240 if name == "scalerl" else None)
+    assert make_config(preset=data, overrides={"algorithm.loss": "gspo"}).algorithm.loss == "gspo"
+
+
+def test_the_preset_scalerl_is_the_default() -> None:
+    assert resolve(RLConfig, shipped_recipes()["scalerl"]) == RLConfig()
+
+
 def test_defaults_are_the_papers() -> None:
     """ScaleRL §3-4 and §A, so that nobody changes one by accident."""
     config = RLConfig()

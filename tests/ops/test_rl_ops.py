@@ -238,3 +238,69 @@ def test_clip_cov_draws_evenly_from_the_window() -> None:
     assert not ops.clip_cov(logps, advantages, generator, low=1e6, high=1e7).any()
     everything = ops.clip_cov(logps, advantages, generator, fraction=1.0, low=0.5, high=2.0)
     assert torch.equal(everything, allowed)
+
+
+def test_overlong_penalty_by_hand_and_against_a_loop() -> None:
+    lengths = torch.arange(0, 121)
+    penalty = ops.overlong_penalty(lengths, 100, 20)
+    assert penalty[[79, 80, 90, 99, 100, 120]].tolist() == pytest.approx([0, 0, -0.5, -0.95, -1, -1])
+    for length, value in zip(lengths.tolist(), penalty.tolist(), strict=True):
+        assert value == pytest.approx(min(0.0, max(-1.0, (100 - length) / 20 - 1)))
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_kl_penalty_equals_a_loop(estimator: ops.KLEstimator) -> None:
+    group, sample, _ = ragged(3)
+    logp, ref = -torch.rand(len(sample)) * 3, -torch.rand(len(sample)) * 3
+    expected = [0.0] * len(group)
+    for i, p, q in zip(sample.tolist(), logp.tolist(), ref.tolist(), strict=True):
+        d = p - q
+        expected[i] += {"k1": d, "k2": d * d / 2, "k3": math.exp(-d) - 1 + d}[estimator]
+    got = ops.kl_penalty(logp, ref, sample, len(group), estimator)
+    torch.testing.assert_close(got, torch.tensor(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_values_and_gradients_of_the_kl_estimators_over_all_outcomes() -> None:
+    """Exact expectations over five tokens: k1 and k3 have the KL as their mean; the gradients are those of the docstring."""
+    logits = torch.tensor([0.3, -1.0, 0.7, 0.0, 1.5], requires_grad=True)
+    ref_logp = torch.tensor([1.0, 0.2, -0.4, 0.1, 0.0]).log_softmax(0)
+    logp = logits.log_softmax(0)
+    p = logp.detach().exp()
+    mean = float((p * (logp.detach() - ref_logp)).sum())
+    reverse = (logp.exp() * (logp - ref_logp)).sum()
+    forward = (ref_logp.exp() * (ref_logp - logp)).sum()
+    for estimator in ("k1", "k3"):
+        assert float((p * ops.kl_estimate(logp.detach(), ref_logp, estimator)).sum()) == pytest.approx(mean)
+
+    def gradient(loss: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(loss, logits, retain_graph=True)[0]
+
+    def as_loss(estimator: ops.KLEstimator) -> torch.Tensor:
+        return gradient((p * ops.kl_estimate(logp, ref_logp, estimator)).sum())
+
+    reward = -ops.kl_estimate(logp, ref_logp, "k1").detach()
+    in_reward = gradient(-(p * reward * logp).sum())  # REINFORCE
+    torch.testing.assert_close(in_reward, gradient(reverse))
+    torch.testing.assert_close(as_loss("k2"), gradient(reverse))
+    torch.testing.assert_close(as_loss("k3"), gradient(forward))
+    torch.testing.assert_close(as_loss("k1"), torch.zeros(5), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("warmup", [0, 1, 7])
+def test_learning_rates_are_those_of_torchs_schedulers(schedule: ops.LRSchedule, warmup: int) -> None:
+    steps, peak, final = 30, 3e-4, 0.1
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=peak)
+    rest = steps - warmup
+    after = {
+        "constant": lambda: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
+        "linear": lambda: torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, final, total_iters=rest),
+        "cosine": lambda: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, rest, eta_min=final * peak),
+    }[schedule]()
+    got = [ops.learning_rate(n, peak, warmup, steps, schedule, final) for n in range(steps + 1)]
+    assert got[:warmup] == pytest.approx([peak * (n + 1) / warmup for n in range(warmup)])
+    for value in got[warmup:]:
+        assert value == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        after.step()
+    assert ops.learning_rate(10 * steps, peak, warmup, steps, schedule, final) == got[-1]

@@ -98,12 +98,16 @@ def rl() -> None:
     """Reinforcement learning with verifiable rewards."""
 
 
+_preset = click.option(
+    "--preset", metavar="NAME", help="A recipe put on top of RECIPE, before your options: magistral, my.toml."
+)
 _TASK_HELP = "Short for data.tasks: a reasoning-gym data set. May be given several times."
 
 
 @rl.command("train", cls=DottedCommand, context_settings=dotted_settings())
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[RECIPE] [--SECTION.KEY VALUE]...")
 @click.option("--task", "tasks", multiple=True, metavar="NAME", help=_TASK_HELP)
+@_preset
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Directory of the run.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out from its last checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Throw away the run that is in --out.")
@@ -128,6 +132,7 @@ def rl_train(
     obj: dict[str, Any],
     words: tuple[str, ...],
     tasks: tuple[str, ...],
+    preset: str | None,
     out: Path | None,
     resume: bool,
     overwrite: bool,
@@ -138,13 +143,13 @@ def rl_train(
     """Train a model on tasks that a program can verify.
 
     RECIPE is a .toml file, the config.json of a run, or the name of a shipped recipe. Every option of the
-    recipe can
-    also be given here, as in --optimizer.lr 1e-4.
+    recipe can also be given here, as in --optimizer.lr 1e-4.
     """
     _refuse_together(resume=resume, overwrite=overwrite, **{"from": from_run is not None and resume})
     recipe, overrides = _recipe_and_overrides(words, _flags(rl_train))
     _require_value("--out", out)
     _require_value("--from", from_run)
+    _require_value("--preset", preset)
     return _command("rl_train").main(
         recipe=recipe,
         overrides=overrides,
@@ -156,6 +161,74 @@ def rl_train(
         dry_run=dry_run,
         argv=obj[ARGV_KEY],
         cluster=cluster,
+        preset=None if preset is None else find_recipe(preset),
+    )
+
+
+@rl.command("ablate", cls=DottedCommand, context_settings=dotted_settings())
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[RECIPE] [--SECTION.KEY VALUE]...")
+@_preset
+@click.option("--task", "tasks", multiple=True, metavar="NAME", help=_TASK_HELP)
+@click.option(
+    "--mode",
+    type=click.Choice(["leave-one-out", "forward"]),
+    help="Take choices away one at a time, or add them as long as they help.  [leave-one-out]",
+)
+@click.option("--seeds", type=click.IntRange(1), metavar="N", help="Runs of every arm.  [5]")
+@click.option("--axes", metavar="A,B", help="Only these.  [all that change the recipe]")
+@click.option(
+    "--axes-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="TOML with axes of your own: tables [axes.NAME] of options.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Processes side by side.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Directory; runs are DIR/ARM/seed_N.  [runs/ablation]",
+)
+@click.option(
+    "--resume", is_flag=True, help="Go on with the ablation in --out; finished runs are not repeated."
+)
+@click.option("--overwrite", is_flag=True, help="Throw away the ablation that is in --out.")
+@click.option("--dry-run", is_flag=True, help="Show arms, their options and the cost; write nothing.")
+@click.option("--json", "json_output", is_flag=True, help="Print one JSON object.")
+@help_config
+@click.pass_obj
+def rl_ablate(
+    obj: dict[str, Any],
+    words: tuple[str, ...],
+    preset: str | None,
+    resume: bool,
+    overwrite: bool,
+    **options: Any,
+) -> int:
+    """Find out which choice of a recipe matters.
+
+    Trains RECIPE and variants of it over the same seeds, and tells which differences are beyond noise.
+    """
+    _refuse_together(resume=resume, overwrite=overwrite)
+    recipe, overrides = _recipe_and_overrides(words, _flags(rl_ablate))
+    for flag in ("out", "axes", "axes_file"):
+        _require_value(f"--{flag.replace('_', '-')}", options[flag])
+    _require_value("--preset", preset)
+    return _command("rl_ablate").main(
+        recipe,
+        None if preset is None else find_recipe(preset),
+        overrides,
+        resume=resume,
+        overwrite=overwrite,
+        argv=obj[ARGV_KEY],
+        **options,
     )
 
 
@@ -227,6 +300,6 @@ def _refuse_together(**given: bool) -> None:
         raise click.UsageError(f"{' and '.join(names)} exclude each other. Give one of them.")
 
 
-def _require_value(flag: str, value: Path | None) -> None:
+def _require_value(flag: str, value: Path | str | None) -> None:
     if value is not None and str(value).startswith("--"):
         raise click.UsageError(f"{flag} needs a value; the next word is {str(value)!r}.")

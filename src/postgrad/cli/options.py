@@ -62,7 +62,7 @@ def check_overrides(words: Sequence[str], flags: Sequence[str], config: str) -> 
         dashed = key.replace("_", "-")
         if key.split(".")[0] in config_type.model_fields:
             inside = [f"--{leaf}" for leaf in leaves if leaf.startswith(f"{key}.")]
-            if inside:
+            if inside and key not in leaves:
                 shown = ", ".join(inside[:6]) + (", … (see --help-config)" if len(inside) > 6 else "")
                 raise ConfigError(f"--{dashed} is a section, not an option. It has {shown}.")
             continue

@@ -28,6 +28,7 @@ EXTRAS = {
     "embed": (("sentence-transformers", "sentence_transformers"),),
     "mcp": (("mcp", "mcp"),),
     "ray": (("ray", "ray"),),
+    "vllm": (("vllm", "vllm"),),
 }
 Level = Literal["ok", "note", "warning"]
 
@@ -174,8 +175,17 @@ def _extras() -> Iterator[Finding]:
             text = f"without {', '.join(missing)}. Install with: pip install 'postgrad[{extra}]'"
             yield Finding(f"extra {extra}", text, "note")
         else:
-            shown = ", ".join(f"{package} {metadata.version(package)}" for package, _ in packages)
+            shown = ", ".join(_version(package, module) for package, module in packages)
             yield Finding(f"extra {extra}", shown)
+
+
+def _version(package: str, module: str) -> str:
+    """Name and version; a build for another platform may be a distribution of another name."""
+    try:
+        return f"{package} {metadata.version(package)}"
+    except metadata.PackageNotFoundError:
+        found = metadata.packages_distributions().get(module, [])
+        return ", ".join(f"{name} {metadata.version(name)}" for name in found) or package
 
 
 def _compile(torch: Any) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from postgrad.core.run import Run
 
 _WRITERS = {
     "rl.train": "rl_report",
+    "rl.ablate": "rl_ablate",
     "scaling.fit": "scaling_fit",
     "scaling.compare": "scaling_compare",
     "scaling.backtest": "scaling_backtest",

@@ -119,8 +119,6 @@ class _Watch:
         while True:
             if self.num_signals > passed_on:
                 passed_on = self.num_signals
-                if passed_on > 1:
-                    raise KeyboardInterrupt
                 actor.stop.remote()
             finished, _ = ray.wait([done], timeout=0)
             for text in ray.get(actor.lines.remote(0.0 if finished else _POLL_S)):
@@ -159,14 +157,15 @@ class _Watch:
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM are counted; the loop passes them on."""
+        """The first Ctrl-C or SIGTERM is passed on by the loop, the second one ends all."""
 
         def handle(number: int, frame: FrameType | None) -> None:
             self.num_signals += 1
-            if self.num_signals == 1:
-                _say(
-                    "Interrupted: the trainer finishes its update and writes a checkpoint (again to stop at once)."
-                )
+            if self.num_signals > 1:
+                raise KeyboardInterrupt
+            _say(
+                "Interrupted: the trainer finishes its update and writes a checkpoint (again to stop at once)."
+            )
 
         try:
             old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -18,13 +18,17 @@ from postgrad.tasks.judge import check_judges
 
 
 def resolve_config(
-    recipe: Path | None, overrides: Mapping[str, Any], tasks: tuple[str, ...], from_run: Path | None = None
+    recipe: Path | None,
+    overrides: Mapping[str, Any],
+    tasks: tuple[str, ...],
+    from_run: Path | None = None,
+    preset: Path | None = None,
 ) -> RLConfig:
-    """Recipe (or the config of an earlier run), then dotted overrides, then `--task`; see `rl.config.make_config`."""
+    """Recipe (or the config of an earlier run), preset, dotted overrides, `--task`; see `rl.config.make_config`."""
     if recipe is not None and from_run is not None:
         raise ConfigError("Give a recipe or --from RUN, not both: --from replays that run's own config.")
     data = Run.open(from_run).config_dict() if from_run else read_toml(recipe) if recipe else None
-    return make_config(data, tasks=tasks, overrides=overrides)
+    return make_config(data, preset=read_toml(preset) if preset else None, tasks=tasks, overrides=overrides)
 
 
 def main(
@@ -38,11 +42,12 @@ def main(
     dry_run: bool,
     argv: list[str],
     cluster: str | None = None,
+    preset: Path | None = None,
 ) -> int:
     """Trains and writes the report; see `postgrad rl train --help`."""
-    if resume and (recipe or overrides or tasks or from_run):
+    if resume and (recipe or overrides or tasks or from_run or preset):
         raise ConfigError(
-            "--resume goes on with the config of the run, so it takes no recipe, no options and no --task. To change "
+            "--resume goes on with the config of the run, so it takes no recipe, no preset, no options and no --task. To change "
             "something, start a new run with --from RUN and your options."
         )
     if resume and overwrite:
@@ -51,11 +56,11 @@ def main(
     config = (
         validate(RLConfig, Run.open(out).config_dict())
         if resume
-        else resolve_config(recipe, overrides, tasks, from_run)
+        else resolve_config(recipe, overrides, tasks, from_run, preset)
     )
     if cluster is not None:
         config = validate(RLConfig, deep_merge(config.model_dump(), {"cluster": {"address": cluster}}))
-    _transform(config.mara)
+    make_transform(config.mara)
     if dry_run:
         return _dry_run(config)
 
@@ -97,14 +102,14 @@ def train_here(
         resume=resume,
         overwrite=overwrite,
         command=command,
-        transform=_transform(config.mara),
+        transform=make_transform(config.mara),
         forecaster=Forecaster(name=out.name),
         cluster=config.cluster.address,
         stop=stop,
     )
 
 
-def _transform(options: Mapping[str, Any]) -> Callable[[TransformContext], RewardTransform] | None:
+def make_transform(options: Mapping[str, Any]) -> Callable[[TransformContext], RewardTransform] | None:
     """What re-rewards, if the recipe has a table for it; its options are checked before any model is loaded."""
     if not options:
         return None

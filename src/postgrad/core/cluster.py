@@ -65,8 +65,10 @@ def connect(address: str) -> Any:
         "RAY_worker_niceness", "0"
     )  # Ray's 15 starves a run on a machine that does other things
     try:
-        options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-        ray.init(address=address, logging_level="warning", **options)
+        options: dict[str, Any] = {} if address.startswith("ray://") else {"logging_level": "warning"}
+        if address == "local":
+            options["include_dashboard"] = False
+        ray.init(address=address, **options)
     except (ConnectionError, OSError, RuntimeError) as error:
         raise ConfigError(
             f"No Ray cluster at {address!r} ({str(error).splitlines()[0]}). Start one with `ray start --head`, or give "

@@ -10,6 +10,7 @@ import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import UnionType
 from typing import Any, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -150,7 +151,7 @@ def _explain(config_type: type[Config], item: dict[str, Any]) -> str:
             hint = hint.replace("'", f"'{prefix}.", 1)
         same_name = [path for path, _ in walk_fields(config_type) if path.split(".")[-1] == str(location[-1])]
         elsewhere = sorted(same_name, key=lambda path: path.count("."))
-        if elsewhere and not hint.startswith("Did you mean"):
+        if elsewhere:  # the very name, in another table
             hint = f"Did you mean {elsewhere[0]!r}?"
         return f"Unknown key {dotted!r}. {hint}"
     if item["type"] == "missing":
@@ -184,10 +185,14 @@ def _descend(config_type: type[Config], location: Sequence[Any]) -> type[Config]
 
 
 def walk_fields(config_type: type[Config], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every leaf field with its dotted path (for `--help` and for hints)."""
+    """Every leaf field with its dotted path (for `--help` and for hints); a table that may be absent comes before its fields."""
     for name, info in config_type.model_fields.items():
-        inner = info.annotation if isinstance(info.annotation, type) else None
-        if inner is not None and issubclass(inner, Config):
-            yield from walk_fields(inner, f"{prefix}{name}.")
-        else:
+        optional = [part for part in get_args(info.annotation) if part is not type(None)]
+        only = (
+            optional[0] if isinstance(info.annotation, UnionType) and len(optional) == 1 else info.annotation
+        )
+        inner = only if isinstance(only, type) and issubclass(only, Config) else None
+        if inner is None or optional:
             yield f"{prefix}{name}", info
+        if inner is not None:
+            yield from walk_fields(inner, f"{prefix}{name}.")

@@ -12,6 +12,10 @@ GLOSSARY: dict[str, str] = {
     "phrase (0 to 1).",
     "rollout/zero_variance_fraction": "Share of groups whose rewards are all equal, which carry no "
     "gradient (0 to 1).",
+    "rollout/*/score_mean": "Mean score of the part {0} of a weighted reward, over the samples that have it (its unit).",
+    "rollout/dropped_groups": "Groups without variance that were generated for this update and replaced by others; they are "
+    "in the rollout metrics, not in the loss (groups).",
+    "rollout/length_penalty_mean": "Mean of what the reward loses for length; 0 for samples that did not pass (reward units).",
     "rollout/completion_tokens_mean": "Mean completion length (tokens).",
     "rollout/completion_tokens_max": "Longest completion of the step (tokens).",
     "rollout/verify_failed_fraction": "Share of samples without a verdict (error, timeout or non-finite "
@@ -28,6 +32,11 @@ GLOSSARY: dict[str, str] = {
     "loss/ratio_max": "Greatest importance ratio over trained tokens, before the cap (1 = on-policy).",
     "loss/entropy": "Mean entropy of the trainer's next-token distribution over trained tokens (nats per "
     "token).",
+    "loss/kl_k1_policy_ref": "KL(policy ‖ reference) by the k1 estimator, mean of log p − log p_ref over trained tokens (nats "
+    "per token; may be negative).",
+    "loss/kl_k3_policy_ref": "KL(policy ‖ reference) by the k3 estimator, mean of r − 1 − log r with r = p_ref / p over trained "
+    "tokens (nats per token; never negative).",
+    "loss/reward_kl_mean": "Mean of what the rewards of the trained samples lose to the KL to the reference (reward units).",
     "loss/grad_norm": "Global norm of the gradient before clipping (no unit).",
     "loss/lr": "Learning rate of this update (no unit).",
     "loss/trained_tokens": "Tokens in the loss of this update, injected ones excluded (tokens).",

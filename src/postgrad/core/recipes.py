@@ -36,5 +36,5 @@ def find_recipe(name: str, room: str = "rl") -> Path:
         raise ConfigError(
             f"{name} is a directory that holds no run. A recipe is a .toml file or a shipped name."
         )
-    hint = nearest(Path(name).stem, recipes) if recipes else ""
+    hint = nearest(Path(name.removesuffix(".toml")).name, recipes) if recipes else ""
     raise ConfigError(f"No recipe {name!r}: neither a file nor the name of a shipped recipe. {hint}".rstrip())

@@ -1,4 +1,4 @@
-"""Intervals for rates."""
+"""Intervals for rates and means."""
 
 from __future__ import annotations
 
@@ -13,6 +13,51 @@ class Interval(NamedTuple):
     mean: float
     low: float
     high: float
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """The mean of independent values with the interval of Student's t; ends are NaN for a single value.
+
+    >>> [round(x, 3) for x in mean_interval([1.0, 2.0, 3.0])]  # 2 ± 4.3027·1/√3
+    [2.0, -0.484, 4.484]
+    """
+    count = len(values)
+    if count == 0:
+        return Interval(math.nan, math.nan, math.nan)
+    mean = math.fsum(values) / count
+    if count == 1:
+        return Interval(mean, math.nan, math.nan)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+    half = student_t_quantile(confidence, count - 1) * math.sqrt(variance / count)
+    return Interval(mean, mean - half, mean + half)
+
+
+def student_t_quantile(confidence: float, degrees: int) -> float:
+    """t with P(|T| < t) = confidence, for a whole number of degrees of freedom, by bisection.
+
+    >>> [round(student_t_quantile(0.95, n), 3) for n in (1, 2, 4, 9)], round(student_t_quantile(0.99, 5), 3)
+    ([12.706, 4.303, 2.776, 2.262], 4.032)
+    """
+    low, high = 0.0, 1.0
+    while _within(high, degrees) < confidence:
+        high *= 2
+    for _ in range(100):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if _within(middle, degrees) < confidence else (low, middle)
+    return 0.5 * (low + high)
+
+
+def _within(t: float, degrees: int) -> float:
+    """P(|T| < t) of Student's t: the finite series of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    angle = math.atan(t / math.sqrt(degrees))
+    odd = degrees % 2
+    term = math.cos(angle) if odd else 1.0
+    total = 0.0
+    for power in range(odd, degrees - 1, 2):
+        total += term
+        term *= (power + 1) / (power + 2) * math.cos(angle) ** 2
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total
 
 
 def clustered_rate(passed: Sequence[Sequence[bool]], z: float = 1.959964) -> Interval:

@@ -69,11 +69,15 @@ class Verdict:
         score: the verifier's number, or None when it gave none (see `status`); never silently 0.
         status: `ok`, or why there is no score.
         detail: the error text, for the log.
+        parts: where the score is a weighted mean, each part's score by its name.
+        passing_score: what decides whether it passed, where that is not the score.
     """
 
     score: float | None
     status: VerdictStatus = "ok"
     detail: str = ""
+    parts: Mapping[str, float] = field(default_factory=dict[str, float])
+    passing_score: float | None = None
 
 
 @dataclass(frozen=True)

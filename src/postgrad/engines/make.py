@@ -6,26 +6,42 @@ import os
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 
 from postgrad.core.cluster import ClusterConfig, connect
 from postgrad.core.models.model import Model
+from postgrad.core.protocols import Engine
 from postgrad.engines.config import EngineConfig
 from postgrad.engines.remote.fleet import Fleet
 from postgrad.engines.remote.process import Processes
 from postgrad.engines.remote.ray import RayActors
 from postgrad.engines.remote.worker import Build
 from postgrad.engines.torch_engine.engine import TorchEngine
+from postgrad.engines.vllm_engine.engine import VllmEngine
 
 
-def build_engine(model: Model, config: EngineConfig, *, max_length: int, fp32_head: bool) -> TorchEngine:
+def build_engine(
+    model: Model, config: EngineConfig, *, max_length: int, fp32_head: bool, truncated: bool = False
+) -> Engine:
     """One engine in this process, with a copy of the model's weights.
 
     Args:
         max_length: most tokens of prompt and completion together.
         fp32_head: logits in fp32.
+        truncated: requests may have top-p or top-k.
     """
+    if config.kind == "vllm":
+        return VllmEngine(
+            model,
+            slots=config.slots,
+            max_length=max_length,
+            fp32_head=fp32_head,
+            prefill_tokens=config.prefill_tokens,
+            truncated=truncated,
+            options=config.vllm,
+        )
     return TorchEngine(
         model,
         slots=config.slots,
@@ -41,16 +57,15 @@ def open_fleet(
     model: Model,
     config: EngineConfig,
     note: Callable[[str], None],
-    *,
-    max_length: int,
-    fp32_head: bool,
     cluster: ClusterConfig | None = None,
+    **options: Any,
 ) -> Generator[Fleet]:
-    """`config.generators` processes, or actors of a cluster (at least one), with an engine each, ended with the context.
+    """`config.generators` processes, or actors of a cluster (at least one), with an engine each, ended with the context;
+    `options` are those of `build_engine`.
 
     On a CPU the trainer's threads are the cores that generators leave, unless OMP_NUM_THREADS says how many.
     """
-    build = partial(build_engine, config=config, max_length=max_length, fp32_head=fp32_head)
+    build = partial(build_engine, config=config, **options)
     devices = config.generator_devices or _other_devices(model.device)
     address = None if cluster is None else cluster.address
     with ExitStack() as stack:

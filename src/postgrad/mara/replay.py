@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from postgrad.core.models.model import Model
+from postgrad.core.models.reference import completion_logps
 from postgrad.core.types import Group, Sample
 from postgrad.mara.ops import replay_weights
-from postgrad.mara.reference import completion_logps
 
 
 @dataclass

@@ -18,6 +18,7 @@ from typing import Any
 
 from postgrad.core.errors import DataError
 from postgrad.core.models import Model
+from postgrad.core.models.lora import require_peft
 from postgrad.core.models.memory.patch import fingerprint, tables
 from postgrad.core.models.memory.shard import is_first_rank
 from postgrad.core.protocols import Logger
@@ -26,7 +27,7 @@ from postgrad.memory.config import LearnConfig
 from postgrad.memory.data import Fact
 from postgrad.memory.evaluate import answer_questions, text_loss
 from postgrad.memory.profiling import Profile, find_profile, require_memory
-from postgrad.memory.rivals import Rival, require_peft
+from postgrad.memory.rivals import Rival
 from postgrad.memory.sparse import SparseLearner
 from postgrad.memory.store import PatchStore
 
@@ -126,7 +127,7 @@ def check_without_weights(
         if config.score in _AGAINST_BACKGROUND:
             find_profile(folder)
     elif config.method == "lora":
-        require_peft()
+        require_peft("Method lora")
     elif config.method in ("replay", "ewc") and not encode_texts(
         outline, background, config.max_tokens, cut=True
     ):

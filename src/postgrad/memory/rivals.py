@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from postgrad.core.errors import MissingExtraError, TrainingError
-from postgrad.core.models import Model
+from postgrad.core.errors import TrainingError
+from postgrad.core.models import LoraConfig, Model
+from postgrad.core.models.lora import add_lora
 from postgrad.core.models.memory.shard import refuse_sharded
 from postgrad.memory.batches import TokenBatch, encode_texts, pad
 from postgrad.memory.config import LearnConfig
@@ -47,7 +46,8 @@ class Rival:
             raise ValueError(f"method {config.method!r} needs background texts")
         self.random = random.Random(config.seed)
         if config.method == "lora":
-            model.module = lora(model, config.lora_rank, config.seed)
+            adapter = LoraConfig(rank=config.lora_rank, alpha=2.0 * config.lora_rank)
+            model.module = add_lora(model.module, adapter, config.seed)
         else:
             model.module.requires_grad_(True)
         model.module.eval()  # no dropout, as sparse finetuning has none
@@ -111,20 +111,3 @@ class Rival:
         for parameter, fisher, anchor in zip(self.parameters, self.fisher, self.anchor, strict=False):
             if parameter.grad is not None:
                 parameter.grad += self.config.ewc_strength * fisher * (parameter.detach() - anchor)
-
-
-def require_peft() -> None:
-    """Raises MissingExtraError if peft is not installed."""
-    if find_spec("peft") is None:
-        raise MissingExtraError("peft", "peft", "Method lora")
-
-
-def lora(model: Model, rank: int, seed: int) -> Any:
-    """The module with a low-rank adapter on every linear layer but the head (peft's `all-linear`), drawn by the seed."""
-    require_peft()
-    from peft import LoraConfig, get_peft_model
-
-    options = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return get_peft_model(model.module, options)  # pyright: ignore[reportArgumentType]

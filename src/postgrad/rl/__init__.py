@@ -7,23 +7,31 @@ Departures from the paper:
 3. Group means and the batch deviation are taken over the samples that are trained on (truncated ones excluded first).
 
 Start at `ops.py` (the equations), then `learner.py` (one update), `scheduler.py` (who waits for whom), `trainer.py` (the loop).
+`ablation.py` says which of the choices matter.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from postgrad.rl.config import RLConfig
 
 if TYPE_CHECKING:
+    from postgrad.rl.ablation import leave_one_out
+    from postgrad.rl.ablation_runs import ablate
     from postgrad.rl.api import evaluate_model, train
 
-__all__ = ["RLConfig", "evaluate_model", "train"]
+__all__ = ["RLConfig", "ablate", "evaluate_model", "leave_one_out", "train"]
+_MODULES = {
+    "ablate": "ablation_runs",
+    "evaluate_model": "api",
+    "leave_one_out": "ablation",
+    "train": "api",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("evaluate_model", "train"):
-        from postgrad.rl import api
-
-        return getattr(api, name)
+    if name in _MODULES:
+        return getattr(import_module(f"postgrad.rl.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,21 +5,25 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from threading import Event
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
-from postgrad.core.config import deep_merge, validate
+from postgrad.core.config import deep_merge, read_toml, validate
 from postgrad.core.data import plain_text
 from postgrad.core.errors import ConfigError, DataError
 from postgrad.core.models import embedded_model, load
+from postgrad.core.models.lora import add_lora, load_adapter, require_peft
 from postgrad.core.models.model import Model
+from postgrad.core.models.reference import ReferencePolicy
 from postgrad.core.protocols import ConcurrentEngine, Engine, Forecaster, RewardTransform, TransformContext
+from postgrad.core.recipes import find_recipe
 from postgrad.core.run import Run, check_free
 from postgrad.core.types import Prompt
 from postgrad.engines.make import build_engine, open_fleet
@@ -38,6 +42,9 @@ from postgrad.tasks import (
     make_judge,
     split,
 )
+
+IN_MEMORY = "given in memory"
+"""`model.path` of a run whose model has no source."""
 
 Note = Callable[[str], None]
 Progress = Callable[[int, int, float], None]
@@ -146,7 +153,7 @@ def engine_length(model: Model, config: RLConfig, longest_prompt: int) -> int:
 def make_engine(model: Model, config: RLConfig, longest_prompt: int) -> Engine:
     """The engine of this process."""
     length = engine_length(model, config, longest_prompt)
-    return build_engine(model, config.engine, max_length=length, fp32_head=config.algorithm.fp32_head)
+    return build_engine(model, config.engine, **_engine_options(config, length))
 
 
 @contextmanager
@@ -158,15 +165,14 @@ def open_engine(
         yield make_engine(model, config, longest_prompt), None
         return
     length = engine_length(model, config, longest_prompt)
-    with open_fleet(
-        model,
-        config.engine,
-        note,
-        max_length=length,
-        fp32_head=config.algorithm.fp32_head,
-        cluster=config.cluster,
-    ) as fleet:
+    options = _engine_options(config, length)
+    with open_fleet(model, config.engine, note, config.cluster, **options) as fleet:
         yield fleet, None if config.engine.lockstep else fleet
+
+
+def _engine_options(config: RLConfig, length: int) -> dict[str, Any]:
+    algorithm = config.algorithm
+    return {"max_length": length, "fp32_head": algorithm.fp32_head, "truncated": algorithm.truncates}
 
 
 def train(
@@ -174,6 +180,7 @@ def train(
     *,
     task: str | Sequence[str] | None = None,
     config: RLConfig | None = None,
+    preset: str | Path | None = None,
     out: str | Path = "runs/rl",
     resume: bool = False,
     overwrite: bool = False,
@@ -191,6 +198,7 @@ def train(
         model: a Model (trained in place), a path or hub name; None = `config.model`, by default the embedded one.
         task: reasoning-gym data sets to train on; replaces `config.data.tasks`.
         config: all options; None = the defaults.
+        preset: a recipe put on top, such as "magistral" or a .toml file.
         out: run directory.
         resume: go on from the latest checkpoint in `out`, with the config of that run.
         overwrite: throw away an earlier run in `out`.
@@ -214,7 +222,7 @@ def train(
     if resume:
         config = validate(RLConfig, Run.open(out).config_dict())
     else:
-        config = _configure(config, model, task, overrides)
+        config = configure(config, model, task, overrides, preset)
         check_free(out, overwrite=overwrite)
     if cluster is not None:
         config = validate(RLConfig, deep_merge(config.model_dump(), {"cluster": {"address": cluster}}))
@@ -222,60 +230,96 @@ def train(
     data = read_data(config)
     last = Run.open(out).latest_checkpoint() if resume else None
     note = (lambda text: None) if quiet else _to_stderr
-    if last is not None:
+    if config.lora is not None:
+        require_peft("The table [lora]")
+    if last is not None and config.lora is None:
         policy = load(last[1], device=config.model.device, dtype=config.model.dtype)
+    elif last is not None and config.model.path == IN_MEMORY:
+        raise ConfigError(
+            "A LoRA run of a model that was given in memory cannot be resumed: its weights before training are not in the run. "
+            "Give the model by its path; the last checkpoint has the merged weights and the adapter."
+        )
     else:
         policy = model if isinstance(model, Model) else load_model(config, data, _warm_start_notes(note))
-    with make_judge(config.data, config.cluster) as judge:
+    with make_judge(config.data, config.cluster) as judge, ExitStack() as stack:
         parts = _prepare(policy, config, data, note)
-        rewarder = _make_transform(transform, policy, config, data, resumed=last is not None)
-        with (
-            open_engine(policy, config, parts.longest_prompt, note) as (engine, concurrent),
-            _open_run(config, out, resume, overwrite, command, quiet) as run,
-            _open_learner(policy, config) as learner,  # after the engine has copied the model
-        ):
-            if resume:
-                run.truncate_after(last[0] if last is not None else -1)
-            trainer = Trainer(
-                run,
-                policy,
-                engine,
-                config,
-                judge,
-                parts.stream,
-                parts.held_out,
-                rewarder,
-                forecaster,
-                concurrent,
-                stop=stop,
-                learner=learner,
-            )
+        engine, concurrent = stack.enter_context(open_engine(policy, config, parts.longest_prompt, note))
+        if config.lora is not None:  # after the engine has copied the base model
+            policy.module = add_lora(policy.module, config.lora, config.seed)
             if last is not None:
-                run.note(f"resuming from {last[1].name}")
-                trainer.resume(last[1])
+                load_adapter(policy.module, last[1])
+        initial = _initial_weights(policy, config, data, resumed=last is not None)
+        rewarder = _make_transform(transform, policy, config, initial)
+        reference = _make_reference(policy, config, initial)
+        run = stack.enter_context(_open_run(config, out, resume, overwrite, command, quiet))
+        learner = stack.enter_context(_open_learner(policy, config))  # after the engine has copied the model
+        if resume:
+            run.truncate_after(last[0] if last is not None else -1)
+        trainer = Trainer(
+            run,
+            policy,
+            engine,
+            config,
+            judge,
+            parts.stream,
+            parts.held_out,
+            rewarder,
+            forecaster,
+            reference,
+            concurrent,
+            stop=stop,
+            learner=learner,
+        )
+        if last is not None:
+            run.note(f"resuming from {last[1].name}")
+            trainer.resume(last[1])
+        try:
             trainer.fit()
+        finally:
+            if config.lora is not None:  # the model that was given is the trained one, and plain again
+                policy.module = cast("Any", policy.module).merge_and_unload()
     return run
+
+
+def _initial_weights(
+    policy: Model, config: RLConfig, data: Data, *, resumed: bool
+) -> Callable[[], dict[str, Tensor]]:
+    """The weights of before training, in host memory; a resumed run reads them from where the config has them."""
+
+    @cache
+    def initial_weights() -> dict[str, Tensor]:
+        module = (load_model(config, data) if resumed else policy).module
+        return {name: p.detach().to("cpu", copy=True) for name, p in module.named_parameters()}
+
+    return initial_weights
+
+
+def _make_reference(
+    policy: Model, config: RLConfig, initial_weights: Callable[[], dict[str, Tensor]]
+) -> ReferencePolicy | None:
+    if config.algorithm.kl == "none":
+        return None
+    return ReferencePolicy(
+        policy,
+        None if config.lora is not None else initial_weights(),
+        temperature=config.algorithm.temperature,
+        max_tokens=config.optimizer.micro_batch_tokens,
+    )
 
 
 def _make_transform(
     transform: Callable[[TransformContext], RewardTransform] | None,
     policy: Model,
     config: RLConfig,
-    data: Data,
-    *,
-    resumed: bool,
+    initial_weights: Callable[[], dict[str, Tensor]],
 ) -> RewardTransform | None:
-    """What re-rewards; a resumed run reads the weights of before training from where the config has them."""
+    """What re-rewards."""
     if transform is None:
         if config.mara:
             raise ConfigError(
                 "The config has a table [mara], but no transform was given: transform=pg.mara.transform."
             )
         return None
-
-    def initial_weights() -> dict[str, Tensor]:
-        module = (load_model(config, data) if resumed else policy).module
-        return {name: p.detach().to("cpu", copy=True) for name, p in module.named_parameters()}
 
     algorithm = config.algorithm
     signed = algorithm.reward == "signed"
@@ -351,19 +395,26 @@ def evaluate_model(
         )
 
 
-def _configure(
+def configure(
     config: RLConfig | None,
     model: Model | str | Path | None,
     task: str | Sequence[str] | None,
     overrides: Mapping[str, Any],
+    preset: str | Path | None = None,
 ) -> RLConfig:
+    """The config that the arguments of `train` stand for; `__` in the name of an override is a dot."""
     dotted = {key.replace("__", "."): value for key, value in overrides.items()}
     if isinstance(model, (str, Path)):
         dotted["model.path"] = str(model)
     elif isinstance(model, Model):
-        dotted["model.path"] = model.source or "given in memory"
+        dotted["model.path"] = model.source or IN_MEMORY
     names = [task] if isinstance(task, str) else list(task or ())
-    return make_config(None if config is None else config.model_dump(), tasks=names, overrides=dotted)
+    return make_config(
+        None if config is None else config.model_dump(),
+        preset=None if preset is None else read_toml(find_recipe(str(preset))),
+        tasks=names,
+        overrides=dotted,
+    )
 
 
 def _open_run(

@@ -12,11 +12,15 @@ from torch import Tensor
 
 from postgrad.core.errors import TrainingError
 from postgrad.core.models.head import fp32_head
+from postgrad.core.models.lora import adapter_dropout, is_lora, merged_weights
 from postgrad.core.models.model import Model
-from postgrad.core.models.packing import Row, loss_tokens, row_logps, rows
+from postgrad.core.models.packing import Row, TokenStatistics, loss_tokens, row_logps, rows
+from postgrad.core.models.recompute import recompute_activations
+from postgrad.core.models.reference import ReferencePolicy
 from postgrad.core.types import Group, Sample
 from postgrad.rl import ops
 from postgrad.rl.config import AlgorithmConfig, OptimizerConfig
+from postgrad.rl.filters import usable
 
 
 class Batch(NamedTuple):
@@ -28,6 +32,7 @@ class Batch(NamedTuple):
         sample: int64 [T], index into `samples` of each loss token.
         behaviour_logp, weight: float32 [T].
         penalised: bool [T]; the tokens that pay KL-Cov's KL.
+        ref_logp: float32 [T] under the model before training; None without a KL to it.
         metrics: what the filters did.
     """
 
@@ -37,6 +42,7 @@ class Batch(NamedTuple):
     behaviour_logp: Tensor
     weight: Tensor
     penalised: Tensor
+    ref_logp: Tensor | None
     metrics: dict[str, float]
 
 
@@ -46,43 +52,50 @@ def make_batch(
     *,
     min_deviation: float = 0.0,
     generator: torch.Generator | None = None,
+    reference: ReferencePolicy | None = None,
 ) -> Batch | None:
     """Filters as the recipe says and computes advantages; None when nothing with a gradient is left.
 
     Left out: samples without a verdict, truncated ones (`truncated = "exclude"`) and, where the group is the baseline,
-    groups of fewer than two samples after that and groups without variance (`zero_variance = "drop"`).
+    groups of fewer than two samples after that and groups without variance (unless `zero_variance = "keep"`).
 
     Args:
         groups: with their final rewards.
         config: of the algorithm.
         min_deviation: the least that advantages are divided by.
         generator: of Clip-Cov's draws.
+        reference: the model before training, where `kl` wants it.
     """
     compared = config.baseline == "group"
     kept: list[tuple[int, Sample]] = []
     for index, group in enumerate(groups):
-        usable = [
-            sample
-            for sample in group.samples
-            if sample.reward is not None
-            and bool(sample.loss_mask.any())
-            and not (config.truncated == "exclude" and sample.stop_reason == "length")
-        ]
-        if len(usable) > compared:
-            kept += [(index, sample) for sample in usable]
+        samples = usable(group, config)
+        if len(samples) > compared:
+            kept += [(index, sample) for sample in samples]
     metrics = {"loss/trained_groups": 0.0, "loss/trained_samples": 0.0, "loss/trained_tokens": 0.0}
     if not kept:
         return None
     group = torch.tensor([index for index, _ in kept])
     reward = torch.tensor([float(sample.reward or 0.0) for _, sample in kept])
     alive = ops.has_variance(reward, group) if compared else torch.ones(len(groups), dtype=torch.bool)
-    if config.zero_variance == "drop":
+    if config.zero_variance != "keep":
         choose = alive[group]
         kept = [pair for pair, chosen in zip(kept, choose.tolist(), strict=True) if chosen]
         group, reward = group[choose], reward[choose]
-    if not kept or not bool(alive.any()):
+    regularised = (
+        config.kl != "none" or config.entropy_coef > 0
+    )  # what has no advantage has a gradient all the same
+    if not kept or not (regularised or bool(alive.any())):
         return None
     samples = [sample for _, sample in kept]
+    sample, behaviour_logp = loss_tokens(samples)
+    ref_logp = None if reference is None else torch.cat(reference.token_logps(samples))
+    if config.kl == "reward" and ref_logp is not None:
+        penalty = config.kl_coef * ops.kl_penalty(
+            behaviour_logp, ref_logp, sample, len(samples), config.kl_estimator
+        )
+        reward = reward - penalty
+        metrics["loss/reward_kl_mean"] = float(penalty.mean())
     importance = torch.tensor([sample.weight for sample in samples])
     advantage = ops.advantages(
         reward,
@@ -92,7 +105,6 @@ def make_batch(
         weight=importance,
         min_deviation=min_deviation,
     )
-    sample, behaviour_logp = loss_tokens(samples)
     weight = ops.token_weights(sample, group, config.aggregation) * importance[sample]
     chosen = covariant_tokens(config, behaviour_logp, advantage[sample], generator)
     if config.covariance == "clip":
@@ -103,7 +115,7 @@ def make_batch(
     if config.covariance != "none":
         metrics["loss/covariance_fraction"] = float(chosen.float().mean())
     penalised = chosen if config.covariance == "kl" else torch.zeros_like(chosen)
-    return Batch(samples, advantage, sample, behaviour_logp, weight, penalised, metrics)
+    return Batch(samples, advantage, sample, behaviour_logp, weight, penalised, ref_logp, metrics)
 
 
 def covariant_tokens(
@@ -145,19 +157,54 @@ def loss_terms(
             return ops.reinforce(logp, behaviour_logp, advantage)
 
 
+def regularisation(
+    config: AlgorithmConfig,
+    statistics: TokenStatistics,
+    behaviour_logp: Tensor,
+    penalised: Tensor,
+    ref_logp: Tensor | None,
+) -> Tensor:
+    """What is added to the per-token terms, [T]: KL-Cov's KL, the KL to the reference, the entropy bonus."""
+    term = torch.zeros_like(statistics.logp)
+    if config.covariance == "kl":
+        term = term + config.covariance_kl * (statistics.logp - behaviour_logp).abs() * penalised
+    if config.kl == "loss" and ref_logp is not None:
+        term = term + config.kl_coef * ops.kl_estimate(statistics.logp, ref_logp, config.kl_estimator)
+    if config.entropy_coef > 0:
+        term = term - config.entropy_coef * statistics.entropy
+    return term
+
+
 class Learner:
     """Holds the policy and its optimizer.
 
     Weights in a lower precision than fp32 get an fp32 master copy that the optimizer updates: at a learning rate of
     5e-7 most updates are below the resolution of bf16.
+
+    Args:
+        model: trained in place; of a LoRA model the adapter only.
+        seed: of Clip-Cov's draws and of an adapter's dropout.
+        reference: the model before training, where `algorithm.kl` wants it.
+        steps: updates over which the learning rate falls, where it does.
     """
 
     def __init__(
-        self, model: Model, algorithm: AlgorithmConfig, optimizer: OptimizerConfig, seed: int = 0
+        self,
+        model: Model,
+        algorithm: AlgorithmConfig,
+        optimizer: OptimizerConfig,
+        seed: int = 0,
+        reference: ReferencePolicy | None = None,
+        steps: int = 1,
     ) -> None:
         self.model, self.algorithm, self.config, self.seed = model, algorithm, optimizer, seed
+        self.reference, self.steps = reference, steps
+        if algorithm.kl != "none" and reference is None:
+            raise ValueError(f"kl {algorithm.kl!r} needs a reference")
         fp32_head(model.module, algorithm.fp32_head)
         model.module.eval()  # no dropout: the ratio compares this policy with the one that generated
+        if optimizer.gradient_checkpointing:
+            recompute_activations(model.module)
         self.parameters = {name: p for name, p in model.module.named_parameters() if p.requires_grad}
         self._master = {
             name: p if p.dtype == torch.float32 else p.detach().float() for name, p in self.parameters.items()
@@ -174,12 +221,21 @@ class Learner:
 
     @property
     def lr(self) -> float:
-        """Linear warm-up, then constant."""
-        return self.config.lr * min(1.0, (self.num_updates + 1) / max(1, self.config.warmup_steps))
+        """Of the next update."""
+        options = self.config
+        return ops.learning_rate(
+            self.num_updates,
+            options.lr,
+            options.warmup_steps,
+            self.steps,
+            options.schedule,
+            options.final_lr_fraction,
+        )
 
     def weights(self) -> Mapping[str, Tensor]:
-        """The policy's `state_dict` (live tensors)."""
-        return self.model.module.state_dict()
+        """The policy's `state_dict` (live tensors), with a LoRA adapter merged into it."""
+        module = self.model.module
+        return merged_weights(module) if is_lora(module) else module.state_dict()
 
     def whole_model(self) -> Model:
         """The model in one piece, to be saved."""
@@ -191,8 +247,15 @@ class Learner:
         Raises:
             TrainingError: the gradient is not finite (the weights are still those of before).
         """
-        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.num_updates)
-        batch = make_batch(groups, self.algorithm, min_deviation=min_deviation, generator=generator)
+        seed = self.seed + 1_000_003 * self.num_updates
+        generator = torch.Generator().manual_seed(seed)
+        batch = make_batch(
+            groups,
+            self.algorithm,
+            min_deviation=min_deviation,
+            generator=generator,
+            reference=self.reference,
+        )
         if batch is None:
             self.num_updates += 1
             return {
@@ -201,7 +264,8 @@ class Learner:
                 "loss/trained_tokens": 0.0,
                 "loss/skipped": 1.0,
             }
-        metrics = self.accumulate(batch)
+        with adapter_dropout(self.model.module, seed):
+            metrics = self.accumulate(batch)
         metrics["loss/grad_norm"] = self._step()
         metrics["loss/lr"] = self.lr
         metrics["loss/skipped"] = 0.0
@@ -215,6 +279,7 @@ class Learner:
         sample, behaviour_logp, weight, penalised = (
             x.to(device) for x in (batch.sample, batch.behaviour_logp, batch.weight, batch.penalised)
         )
+        ref_logp = None if batch.ref_logp is None else batch.ref_logp.to(device)
         loss = torch.zeros((), device=device)
         logps, ratios = torch.zeros_like(behaviour_logp), torch.zeros_like(behaviour_logp)
         entropies, limited = (
@@ -223,7 +288,12 @@ class Learner:
         )
         for row, share in self.shares(batch):
             place = row.place.to(device)
-            statistics = row_logps(self.model, row, self.algorithm.temperature)
+            statistics = row_logps(
+                self.model,
+                row,
+                self.algorithm.temperature,
+                entropy_gradient=self.algorithm.entropy_coef > 0,
+            )
             terms = loss_terms(
                 self.algorithm,
                 statistics.logp,
@@ -231,20 +301,30 @@ class Learner:
                 advantage[place],
                 sample[place] - sample[place].min(),
             )
-            term = terms.term
-            if self.algorithm.covariance == "kl":
-                distance = (statistics.logp - behaviour_logp[place]).abs()
-                term = term + self.algorithm.covariance_kl * distance * penalised[place]
+            term = terms.term + regularisation(
+                self.algorithm,
+                statistics,
+                behaviour_logp[place],
+                penalised[place],
+                None if ref_logp is None else ref_logp[place],
+            )
             row_loss = (weight[place] * term).sum()
             (share * row_loss).backward()
             if not share:
                 continue
             loss += row_loss.detach()
-            logps[place], entropies[place] = statistics.logp.detach(), statistics.entropy
+            logps[place], entropies[place] = statistics.logp.detach(), statistics.entropy.detach()
             ratios[place], limited[place] = terms.ratio, terms.limited
         self.add_up(loss, logps, entropies, ratios, limited)
         kl = ops.mismatch_kl(logps, behaviour_logp)
+        distance: dict[str, float] = {}
+        if ref_logp is not None:
+            distance = {
+                f"loss/kl_{name}_policy_ref": float(ops.kl_estimate(logps, ref_logp, name).mean())
+                for name in ("k1", "k3")
+            }
         return {
+            **distance,
             "loss/policy": float(loss),
             "loss/cap_hit_fraction": float(limited.float().mean()),
             "loss/ratio_mean": float(ratios.mean()),

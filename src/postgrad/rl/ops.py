@@ -10,6 +10,7 @@ the weights of `token_weights`, which are fixed *before* a batch is split, so th
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -71,6 +72,24 @@ def advantages(
         variance = _segment_mean(square, group, weight)[group]
     deviation = variance.clamp(min=1e-12).sqrt().clamp(min=min_deviation)
     return torch.where(variance <= 1e-12, 0.0, centred / deviation)
+
+
+def overlong_penalty(
+    num_tokens: Int[Tensor, " N"], max_tokens: int, penalty_tokens: int
+) -> Float[Tensor, " N"]:
+    """clip((Lmax − |y|)/Lcache − 1, −1, 0): what the reward of a long correct sample loses (DAPO, arXiv 2503.14476).
+
+    0 up to Lmax − Lcache tokens, then linearly down to −1 at Lmax.
+
+    Args:
+        num_tokens: |y|, all tokens of the completion.
+        max_tokens: Lmax.
+        penalty_tokens: Lcache.
+
+    >>> overlong_penalty(torch.tensor([50, 80, 85, 100]), 100, 20).tolist()
+    [0.0, 0.0, -0.25, -1.0]
+    """
+    return ((max_tokens - num_tokens) / penalty_tokens - 1).clamp(-1, 0)
 
 
 def has_variance(reward: Float[Tensor, " N"], group: Int[Tensor, " N"]) -> Bool[Tensor, " P"]:
@@ -184,6 +203,50 @@ def reinforce(
     return LossTerms(-advantage * logp, ratio, torch.zeros_like(ratio, dtype=torch.bool))
 
 
+# -- regularisation towards a reference ---------------------------------------------------------------------------------
+
+KLEstimator = Literal["k1", "k2", "k3"]
+
+
+def kl_estimate(
+    logp: Float[Tensor, " T"], ref_logp: Float[Tensor, " T"], estimator: KLEstimator
+) -> Float[Tensor, " T"]:
+    """Schulman's estimators of KL(π ‖ π_ref) per token, for tokens drawn from π: with d = log π − log π_ref
+
+    k1 = d (unbiased), k2 = d²/2 (biased, ≥ 0), k3 = exp(−d) − 1 + d (unbiased, ≥ 0).
+
+    Differentiated as a loss on-policy, k2 gives the gradient of KL(π ‖ π_ref), k3 that of KL(π_ref ‖ π) and k1 nothing in
+    expectation (Liu et al., arXiv 2510.01555).
+
+    >>> half, quarter = torch.tensor([0.5]).log(), torch.tensor([0.25]).log()
+    >>> [round(float(kl_estimate(half, quarter, k)), 4) for k in ("k1", "k2", "k3")]  # d = log 2
+    [0.6931, 0.2402, 0.1931]
+    """
+    distance = logp - ref_logp
+    match estimator:
+        case "k1":
+            return distance
+        case "k2":
+            return distance.square() / 2
+        case "k3":
+            return (-distance).exp() - 1 + distance
+
+
+def kl_penalty(
+    logp: Float[Tensor, " T"],
+    ref_logp: Float[Tensor, " T"],
+    sample: Int[Tensor, " T"],
+    num_samples: int,
+    estimator: KLEstimator,
+) -> Float[Tensor, " N"]:
+    """Σ_t of `kl_estimate` per sample: what, times a coefficient, is taken from its reward.
+
+    >>> kl_penalty(torch.tensor([-1.0, -1.0, -2.0]), torch.tensor([-3.0, -2.0, -2.0]), torch.tensor([0, 0, 1]), 2, "k1").tolist()
+    [3.0, 0.0]
+    """
+    return _segment_sum(kl_estimate(logp, ref_logp, estimator), sample, num_samples)
+
+
 # -- which tokens lower the entropy: KL-Cov and Clip-Cov (Cui et al., arXiv 2505.22617) -------------------------------
 
 
@@ -236,6 +299,36 @@ def clip_cov(
     chosen = torch.zeros_like(allowed)
     chosen[draw.argsort()[: max(1, int(fraction * len(logps)))]] = True
     return chosen & allowed
+
+
+# -- how fast ----------------------------------------------------------------------------------------------------------
+
+LRSchedule = Literal["constant", "linear", "cosine"]
+
+
+def learning_rate(
+    update: int, peak: float, warmup: int, steps: int, schedule: LRSchedule, final_fraction: float = 0.0
+) -> float:
+    """The learning rate of update 0, 1, …: peak·(update + 1)/warmup while that is less than the peak, then the schedule.
+
+    With f = final_fraction and s = (update − warmup)/(steps − warmup), within 0 to 1: constant 1; linear 1 − (1 − f)·s;
+    cosine f + (1 − f)·(1 + cos πs)/2, times the peak.
+
+    >>> [learning_rate(update, 1.0, 2, 6, "linear", 0.2) for update in (0, 1, 2, 4, 6)]
+    [0.5, 1.0, 1.0, 0.6, 0.19999999999999996]
+    >>> round(learning_rate(4, 1.0, 2, 6, "cosine"), 6)
+    0.5
+    """
+    if update < warmup:
+        return peak * (update + 1) / warmup
+    share = min(1.0, (update - warmup) / max(1, steps - warmup))
+    match schedule:
+        case "constant":
+            return peak
+        case "linear":
+            return peak * (1 - (1 - final_fraction) * share)
+        case "cosine":
+            return peak * (final_fraction + (1 - final_fraction) * (1 + math.cos(math.pi * share)) / 2)
 
 
 # -- how far apart generator and trainer are ---------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from postgrad.core.models import load_skeleton
+from postgrad.core.models.lora import count_lora
 from postgrad.core.models.masks import attention_layout
 from postgrad.core.models.model import resolve_device, resolve_dtype
 from postgrad.rl.config import RLConfig
@@ -19,12 +20,13 @@ class Plan(NamedTuple):
     """Counts in bytes, FLOP and seconds.
 
     Attributes:
-        num_parameters: of the policy.
+        num_parameters: of the policy, its adapter included.
         weights_bytes, engine_bytes, gradient_bytes, optimizer_bytes: policy, the engine's copy, gradients, AdamW's moments
             (and fp32 masters of bf16 weights).
         kv_cache_bytes: slots · (max prompt + max completion) tokens.
         logits_bytes: fp32 logits of one micro-batch, forward and backward.
-        flops_per_update: 2·N per generated token and 6·N per trained token, every completion at its longest.
+        flops_per_update: 2·N per generated token, 4·N and 2 per parameter that changes per trained token, every
+            completion at its longest.
         matmul_flops: measured rate of a matrix product on this device, FLOP/s.
     """
 
@@ -73,6 +75,12 @@ def make_plan(config: RLConfig) -> Plan:
     text = module.config.get_text_config()
     num_parameters = sum(parameter.numel() for parameter in module.parameters())
     size = dtype.itemsize
+    num_trained, gradient_bytes = num_parameters, num_parameters * size
+    optimizer_bytes = num_parameters * (8 if size == 4 else 12)
+    if config.lora is not None:  # the adapter is fp32
+        num_trained = count_lora(module, config.lora)
+        num_parameters += num_trained
+        gradient_bytes, optimizer_bytes = 4 * num_trained, 8 * num_trained
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     layers = attention_layout(module.config).num_layers
@@ -87,11 +95,11 @@ def make_plan(config: RLConfig) -> Plan:
         num_parameters=num_parameters,
         weights_bytes=num_parameters * size,
         engine_bytes=num_parameters * size,
-        gradient_bytes=num_parameters * size,
-        optimizer_bytes=num_parameters * (8 if size == 4 else 12),
+        gradient_bytes=gradient_bytes,
+        optimizer_bytes=optimizer_bytes,
         kv_cache_bytes=2 * layers * heads * head_dim * config.engine.slots * min(length, context) * size,
         logits_bytes=2 * 4 * config.optimizer.micro_batch_tokens * text.vocab_size,
-        flops_per_update=8.0 * num_parameters * tokens,
+        flops_per_update=(6.0 * num_parameters + 2.0 * num_trained) * tokens,
         matmul_flops=_matmul_rate(device, dtype),
     )
 

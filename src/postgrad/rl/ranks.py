@@ -94,7 +94,11 @@ class RankActor:
         model, config = pickle.loads(import_ray().get(specification[0]))  # written by rank 0
         model.module.to(device)
         mesh = join(rank, world, address, device)
-        follow(ParallelLearner(model, config.algorithm, config.optimizer, config.seed, mesh=mesh))
+        follow(
+            ParallelLearner(
+                model, config.algorithm, config.optimizer, config.seed, steps=config.steps, mesh=mesh
+            )
+        )
         dist.destroy_process_group()
 
 
@@ -116,7 +120,7 @@ def open_ranks(model: Model, config: RLConfig) -> Generator[LeadingLearner]:
         model: is sharded over them, in place.
 
     Raises:
-        ConfigError: this process is no actor of a cluster, or re-rewards by log-probs of the whole model.
+        ConfigError: this process is no actor of a cluster, or wants what needs the whole model.
     """
     world, address = config.cluster.trainer_ranks, config.cluster.address
     if address is None or (ray := connect(address)).get_runtime_context().get_actor_id() is None:
@@ -144,7 +148,9 @@ def open_ranks(model: Model, config: RLConfig) -> Generator[LeadingLearner]:
     ]
     threading.Thread(target=_die_with, args=(ray, done), daemon=True).start()
     mesh = join(0, world, tcp, str(device))
-    learner = LeadingLearner(model, config.algorithm, config.optimizer, config.seed, mesh=mesh)
+    learner = LeadingLearner(
+        model, config.algorithm, config.optimizer, config.seed, steps=config.steps, mesh=mesh
+    )
     try:
         yield learner
         learner.tell("end")

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from postgrad.core.data import decode_completion, encode_prompt
 from postgrad.core.models.model import Model
 from postgrad.core.protocols import Judge
 from postgrad.core.types import Group, Prompt, Request, Sample
+from postgrad.rl import ops
 from postgrad.rl.config import AlgorithmConfig, LengthConfig
 
 
@@ -83,8 +85,11 @@ class Rollout:
 
     def passed(self, sample: Sample) -> bool:
         """Whether the verifier's score reaches the success threshold; a sample without a score did not pass."""
-        score = sample.verdict.score if sample.verdict is not None else None
-        return score is not None and score >= self.algorithm.success_threshold
+        verdict = sample.verdict
+        if verdict is None or verdict.score is None:
+            return False
+        score = verdict.score if verdict.passing_score is None else verdict.passing_score
+        return score >= self.algorithm.success_threshold
 
     def judge(self, group: Group, judge: Judge, tickets: Sequence[int]) -> None:
         """Waits for the verdicts of a group and sets its rewards."""
@@ -93,3 +98,14 @@ class Rollout:
             if verdict.score is not None:
                 signed = self.algorithm.reward == "signed"
                 sample.reward = 2.0 * verdict.score - 1.0 if signed else verdict.score
+                sample.reward += self.length_penalty(sample)
+
+    def length_penalty(self, sample: Sample) -> float:
+        """What is added to the reward of a judged sample for its length: ≤ 0, and 0 unless it passed."""
+        over = self.length.penalty_tokens
+        if over is None or not self.passed(sample):
+            return 0.0
+        penalty = ops.overlong_penalty(
+            torch.tensor([sample.num_tokens]), self.length.max_completion_tokens, over
+        )
+        return float(penalty)

@@ -9,6 +9,10 @@ Staleness is paced by admission, not by discarding: a group starts only while fe
 ever started (AReaL, arXiv 2505.24298), and a batch takes the oldest complete groups first and waits where the others could
 no longer be taken in time. So no token that is trained on is ever more than k versions old.
 
+With `zero_variance = "resample"` (DAPO's dynamic sampling) a group of a batch without variance is dropped and one more may start:
+it no longer counts among the started, so the bound above holds for the others as it did, and what is dropped is never older
+than k versions either.
+
 B = prompts_per_batch.
 """
 
@@ -22,6 +26,7 @@ from typing import Any
 from postgrad.core.protocols import ConcurrentEngine, Engine, Judge
 from postgrad.core.types import Group, Prompt, Request, Sample
 from postgrad.rl.config import AlgorithmConfig, ScheduleConfig
+from postgrad.rl.filters import informative
 from postgrad.rl.rollout import Rollout
 from postgrad.rl.state import (
     prompt_from_json,
@@ -50,6 +55,7 @@ class _Running:
     version: int
     samples: dict[int, Sample] = field(default_factory=dict[int, Sample])
     tickets: dict[int, int] = field(default_factory=dict[int, int])
+    judged: Group | None = None
 
     def complete(self, count: int) -> bool:
         return len(self.samples) == count
@@ -88,6 +94,9 @@ class Scheduler:
         self._waited_s, self._read_at = 0.0, time.perf_counter()
         self._lookahead = self.batch * self.count if concurrent else 0
         self.exhausted = False
+        self.algorithm = algorithm
+        self.dropped: list[Group] = []  # groups without variance, dropped for the batch handed out last
+        self._replaced = self._unreplaced = 0
         self._started = 0
         self._groups: dict[int, _Running] = {}  # by group id, oldest first
         self._unfinished = 0
@@ -95,13 +104,22 @@ class Scheduler:
     # -- what the trainer calls ----------------------------------------------------------------------------------
 
     def next_batch(self) -> list[Group]:
-        """The B oldest groups; generates until they are complete. Fewer, or none, when the prompts run out."""
+        """The B oldest groups; generates until they are complete. Fewer, or none, when the prompts run out.
+
+        With `resample` groups that carry a gradient: those that do not are in `dropped` afterwards. Also fewer, or none, where
+        `resample_limit` batches of them were replaced.
+        """
+        self.dropped = []
         began = time.perf_counter()
-        while not self._batch_ready():
-            if not self._generate(1, trainer_busy=False):
-                break
+        while (not self._batch_ready() and self._generate(1, trainer_busy=False)) or self._drop_flat():
+            pass
         self._waited_s += time.perf_counter() - began
-        return [self._take(gid) for gid in self._oldest_complete()]
+        batch = [self._take(gid) for gid in self._oldest_complete()]
+        self._replaced, self._unreplaced = self._replaced + self._unreplaced, 0
+        if self.dropped and len(batch) < self.batch:
+            # All that there was: count as if it had been full, or there would be less room for the next ones.
+            self._replaced = self._started - (self.version + 1) * self.batch
+        return batch
 
     def updated(self) -> bool:
         """An update has been computed; returns whether the engine takes the new weights now.
@@ -143,9 +161,10 @@ class Scheduler:
 
     def _capacity(self) -> int:
         """How many more groups may be started now."""
+        started = self._started - self._replaced
         if self.mode == "ppo":  # only whole phases: k batches with the weights of the phase's beginning
-            return (self.version // self.k + 1) * self.k * self.batch - self._started
-        return (self.k + self.version + 1) * self.batch - self._started
+            return (self.version // self.k + 1) * self.k * self.batch - started
+        return (self.k + self.version + 1) * self.batch - started
 
     def _admit(self) -> None:
         while self._unfinished < self.slots + self._lookahead and self._capacity() > 0 and not self.exhausted:
@@ -194,15 +213,39 @@ class Scheduler:
         ]
         return all(sum(d <= ahead for d in due) <= ahead * self.batch for ahead in range(self.k + 1))
 
+    def _complete(self) -> list[int]:
+        return [gid for gid, running in self._groups.items() if running.complete(self.count)]
+
     def _oldest_complete(self) -> list[int]:
-        complete = [gid for gid, running in self._groups.items() if running.complete(self.count)]
-        return complete[: self.batch]
+        return self._complete()[: self.batch]
+
+    def _drop_flat(self) -> bool:
+        """Judges the groups that would be taken (in ppo: of the phase), drops those without variance; whether there were any."""
+        if self.algorithm.zero_variance != "resample":
+            return False
+        candidates = self._complete() if self.mode == "ppo" else self._oldest_complete()
+        flat = [gid for gid in candidates if not informative(self._judged(gid), self.algorithm)]
+        limit = self.algorithm.resample_limit * self.batch * (self.k if self.mode == "ppo" else 1)
+        for group_id in flat:
+            if len(self.dropped) < limit:
+                self._replaced += 1
+            else:
+                self._unreplaced += 1
+            self.dropped.append(self._take(group_id))
+        return bool(flat)
+
+    def _judged(self, group_id: int) -> Group:
+        """A complete group with its rewards; waits for its verdicts."""
+        running = self._groups[group_id]
+        if running.judged is None:
+            order = sorted(running.samples)
+            running.judged = Group(running.prompt, [running.samples[request_id] for request_id in order])
+            self.rollout.judge(running.judged, self.judge, [running.tickets[r] for r in order])
+        return running.judged
 
     def _take(self, group_id: int) -> Group:
-        running = self._groups.pop(group_id)
-        order = sorted(running.samples)
-        group = Group(running.prompt, [running.samples[request_id] for request_id in order])
-        self.rollout.judge(group, self.judge, [running.tickets[request_id] for request_id in order])
+        group = self._judged(group_id)
+        del self._groups[group_id]
         return group
 
     def _spend(self, steps: float, *, generator: bool, trainer: bool) -> None:
@@ -220,6 +263,7 @@ class Scheduler:
         return {
             "version": self.version,
             "started": self._started,
+            "replaced": self._replaced,
             "exhausted": self.exhausted,
             "requests": [request_to_json(request) for request in self.pause()],
             "groups": [
@@ -236,7 +280,7 @@ class Scheduler:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from `state`; finished samples whose verdict was pending are judged again."""
         self.version, self._started = state["version"], state["started"]
-        self.exhausted = state["exhausted"]
+        self.exhausted, self._replaced = state["exhausted"], state.get("replaced", 0)
         requests = [request_from_json(item) for item in state["requests"]]
         self._groups, self._unfinished = {}, len(requests)
         for item in state["groups"]:

@@ -21,9 +21,10 @@ import numpy as np
 
 from postgrad.core.errors import RunError, TrainingError
 from postgrad.core.models.model import Model, save
+from postgrad.core.models.reference import ReferencePolicy
 from postgrad.core.protocols import ConcurrentEngine, Engine, Forecaster, Judge, RewardTransform
 from postgrad.core.run import Run
-from postgrad.core.types import Group, Prompt
+from postgrad.core.types import Group, Prompt, Sample
 from postgrad.rl.config import RLConfig
 from postgrad.rl.evaluate import Evaluation, evaluate
 from postgrad.rl.learner import Learner
@@ -55,6 +56,7 @@ class Trainer:
         held_out: evaluation prompts, already chosen.
         transform: re-rewards each group before advantages (mara).
         forecaster: says after every evaluation where the run will end (scaling).
+        reference: the model before training, where `algorithm.kl` wants it.
         concurrent: the engine again, where it generates by itself.
         stop: once set, a checkpoint and a clean end, as after Ctrl-C.
         learner: of this model and config, where it is not in this process alone.
@@ -71,6 +73,7 @@ class Trainer:
         held_out: Sequence[Prompt],
         transform: RewardTransform | None = None,
         forecaster: Forecaster | None = None,
+        reference: ReferencePolicy | None = None,
         concurrent: ConcurrentEngine | None = None,
         stop: Event | None = None,
         learner: Learner | None = None,
@@ -79,7 +82,9 @@ class Trainer:
         self.judge, self.stream, self.held_out, self.transform = judge, stream, held_out, transform
         self.forecaster = forecaster
         self.rollout = Rollout(model, config.length, config.algorithm, config.seed, config.data.instruction)
-        self.learner = learner or Learner(model, config.algorithm, config.optimizer, config.seed)
+        self.learner = learner or Learner(
+            model, config.algorithm, config.optimizer, config.seed, reference, config.steps
+        )
         slots = config.engine.slots * max(1, config.engine.generators)
         self.scheduler = Scheduler(
             engine, self.rollout, judge, stream.next, config.algorithm, config.schedule, slots, concurrent
@@ -117,13 +122,14 @@ class Trainer:
         self.scheduler.read_clock()  # evaluations and checkpoints are not waiting
         started = time.perf_counter()
         groups = self.scheduler.next_batch()
-        if not groups:
+        generated = [*groups, *self.scheduler.dropped]
+        if not generated:
             return False
         judged = time.perf_counter()
-        self._remember(groups)
-        metrics = self._describe(groups)
+        self._remember(generated)
+        metrics = self._describe(generated)
         trained, min_deviation = groups, 0.0
-        if self.transform is not None:
+        if self.transform is not None and groups:
             began = time.perf_counter()
             trained, facts = self.transform(groups)
             min_deviation = self.transform.min_deviation
@@ -141,7 +147,7 @@ class Trainer:
             "time/train_s": updated - before_update,
             "time/generate_s": judged - started + ended - updated,
         }
-        metrics |= self._speed(groups, metrics, ended - started)
+        metrics |= self._speed(generated, metrics, ended - started)
         last = self.step == self.config.steps
         if last or (self.config.eval.every and self.step % self.config.eval.every == 0):
             began = time.perf_counter()
@@ -228,12 +234,29 @@ class Trainer:
                     ("non_finite", "non_finite"),
                 )
             },
+            **self._optional(samples),
             "staleness/mean": float(lag.mean()),
             "staleness/max": int(lag.max()),
             "staleness/histogram": np.bincount(lag, minlength=self.config.schedule.k + 1).tolist(),
             "curriculum/active_prompts": self.stream.num_active,
             "curriculum/removed_prompts": self.stream.num_removed,
         }
+
+    def _optional(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """What is logged only where its option is on."""
+        metrics: dict[str, float] = {}
+        if self.config.algorithm.zero_variance == "resample":
+            metrics["rollout/dropped_groups"] = len(self.scheduler.dropped)
+        if self.config.length.penalty_tokens is not None:
+            metrics["rollout/length_penalty_mean"] = float(
+                np.mean([self.rollout.length_penalty(sample) for sample in samples])
+            )
+        parts: dict[str, list[float]] = {}
+        for sample in samples:
+            for name, score in (sample.verdict.parts if sample.verdict is not None else {}).items():
+                parts.setdefault(name, []).append(score)
+        metrics |= {f"rollout/{name}/score_mean": float(np.mean(scores)) for name, scores in parts.items()}
+        return metrics
 
     def _clock_metrics(self) -> dict[str, float]:
         clock = self.scheduler.read_clock()
@@ -264,13 +287,14 @@ class Trainer:
         }
 
     def _spent(self) -> dict[str, float]:
-        """Time and compute so far: 2 FLOP per parameter and token to generate, 6 to train."""
+        """Time and compute so far: 2 FLOP per parameter and token to generate; to train 4, and 2 more where it changes."""
         parameters = self.model.num_parameters
+        trained = sum(parameter.numel() for parameter in self.learner.parameters.values())
         return {
             "time/elapsed_s": self.totals["elapsed_s"],
             "compute/total_tokens": self.totals["generated_tokens"],
             "compute/generate_flops": 2.0 * parameters * self.totals["generated_tokens"],
-            "compute/train_flops": 6.0 * parameters * self.totals["trained_tokens"],
+            "compute/train_flops": (4.0 * parameters + 2.0 * trained) * self.totals["trained_tokens"],
         }
 
     def _rows(self, groups: Sequence[Group], phase: str) -> list[dict[str, Any]]:
@@ -290,6 +314,7 @@ class Trainer:
                         "correct": self.rollout.passed(sample),
                         "score": verdict.score if verdict else None,
                         "status": verdict.status if verdict else None,
+                        **({"parts": dict(verdict.parts)} if verdict and verdict.parts else {}),
                         "reward": sample.reward,
                         "num_tokens": sample.num_tokens,
                         "stop_reason": sample.stop_reason,

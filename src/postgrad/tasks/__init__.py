@@ -26,7 +26,7 @@ from postgrad.tasks.split import Split, is_held_out, split  # at once: the funct
 
 if TYPE_CHECKING:
     from postgrad.tasks.answer import extract_answer
-    from postgrad.tasks.config import DataConfig, JudgeConfig, RewardModelConfig, TaskConfig
+    from postgrad.tasks.config import DataConfig, JudgeConfig, RewardModelConfig, RewardPart, TaskConfig
     from postgrad.tasks.files import FileTask
     from postgrad.tasks.judge import check_judges, make_judge
     from postgrad.tasks.load import load_tasks
@@ -43,6 +43,7 @@ __all__ = [
     "PromptStream",
     "ReasoningTask",
     "RewardModelConfig",
+    "RewardPart",
     "Split",
     "TaskConfig",
     "VerifierPool",
@@ -64,6 +65,7 @@ _MODULES = {
     "PromptStream": "mix",
     "ReasoningTask": "reasoning",
     "RewardModelConfig": "config",
+    "RewardPart": "config",
     "TaskConfig": "config",
     "VerifierPool": "pool",
     "by_task": "mix",

@@ -105,6 +105,50 @@ class JudgeConfig(Config):
         return self
 
 
+class RewardPart(Config):
+    """One of several rewards of a task: exactly one of verifier, reward, reward_model and judge."""
+
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]+$")
+    """What its metric is called. None = `verifier`, `reward_model`, `judge`, or the name of the function."""
+    weight: float = Field(default=1.0, gt=0)
+    """Its share in the score, which is the weighted mean."""
+    verifier: bool = False
+    """The source's own verifier: that of the reasoning-gym data set, or math-verify against the answer."""
+    reward: str | None = None
+    """A function, as `reward` of a task."""
+    reward_model: RewardModelConfig | None = None
+    """As of a task."""
+    judge: JudgeConfig | None = None
+    """As of a task."""
+    passes: bool = False
+    """This part alone decides whether a sample passes (`algorithm.success_threshold`), not the weighted score."""
+
+    @property
+    def label(self) -> str:
+        """Its name, given or not."""
+        if self.name is not None:
+            return self.name
+        if self.reward is not None:
+            return self.reward.rpartition(":")[2]
+        return "verifier" if self.verifier else "judge" if self.judge is not None else "reward_model"
+
+    @field_validator("reward_model", mode="before")
+    @classmethod
+    def _path(cls, value: object) -> object:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one(self) -> RewardPart:
+        given = [name for name in ("reward", "reward_model", "judge") if getattr(self, name) is not None]
+        given += ["verifier"] * self.verifier
+        if len(given) != 1:
+            raise ValueError(
+                f"a part of rewards has {' and '.join(given) or 'nothing that judges'}; give exactly one of verifier = true, "
+                "reward, reward_model and judge"
+            )
+        return self
+
+
 class TaskConfig(Config):
     """One source of prompts. `name` is a reasoning-gym data set, or any label when `path` is given."""
 
@@ -122,6 +166,9 @@ class TaskConfig(Config):
     """Instead of a verifier: a reward model, a path or a table (see `RewardModelConfig`). Files then need no answers."""
     judge: JudgeConfig | None = None
     """Instead of a verifier: a language model behind a server, by `base_url` and `model` (see `JudgeConfig`)."""
+    rewards: tuple[RewardPart, ...] = ()
+    """Several of these instead, as a list of tables, each with a weight (see `RewardPart`): the score is their weighted mean. A
+    sample that one of them gives no score has none."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of the reasoning-gym data set, such as {min_terms = 2, max_terms = 3}; for a hub data set also `name`,
     `revision`, `data_dir`, `data_files` of `datasets.load_dataset`."""
@@ -151,8 +198,30 @@ class TaskConfig(Config):
 
     @property
     def judged(self) -> bool:
-        """Whether a reward model or a judge gives the rewards, not a verifier."""
-        return self.reward_model is not None or self.judge is not None
+        """Whether a reward model, a judge or several rewards judge, not one verifier."""
+        return self.reward_model is not None or self.judge is not None or bool(self.rewards)
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """The reward functions that it names."""
+        return tuple(part.reward for part in (self, *self.rewards) if part.reward is not None)
+
+    @property
+    def needs_answers(self) -> bool:
+        """Whether the source's own verifier is used."""
+        if self.rewards:
+            return any(part.verifier for part in self.rewards)
+        return self.reward is None and not self.judged
+
+    def with_part(self, part: RewardPart) -> TaskConfig:
+        """The task with this one of its rewards alone."""
+        update = {
+            "rewards": (),
+            "reward": part.reward,
+            "reward_model": part.reward_model,
+            "judge": part.judge,
+        }
+        return self.model_copy(update=update)
 
     @model_validator(mode="after")
     def _one_reward(self) -> TaskConfig:
@@ -161,6 +230,17 @@ class TaskConfig(Config):
             raise ValueError(
                 f"task {self.name!r} has {' and '.join(given)}; give one of reward, reward_model and judge, or none for the "
                 "verifier of the source"
+            )
+        if self.rewards and given:
+            raise ValueError(f"task {self.name!r} has rewards and {given[0]}; put the latter into rewards")
+        labels = [part.label for part in self.rewards]
+        if len(set(labels)) < len(labels):
+            raise ValueError(
+                f"two parts of the rewards of task {self.name!r} have one name ({labels}); name them"
+            )
+        if sum(part.passes for part in self.rewards) > 1:
+            raise ValueError(
+                f"several parts of the rewards of task {self.name!r} have passes = true; one decides"
             )
         return self
 

@@ -42,8 +42,11 @@ class FileTask:
         self._config = config
         self._path = config.path
         self._verifier: Verifier | None = None
-        if not config.judged:
-            self._verifier = load_function(config.reward) if config.reward else MathVerifier()
+        functions = [load_function(spec) for spec in config.functions]
+        if config.needs_answers:
+            self._verifier = MathVerifier()
+        elif not config.judged:
+            self._verifier = functions[0]
         self._prompts: tuple[Prompt, ...] | None = None
         self._answers: dict[str, list[str]] = {}
 
@@ -75,7 +78,7 @@ class FileTask:
         value = _cell(row, config.prompt_column, "prompt", place)
         text, messages = _prompt_cell(_first_user_turn(value, place) if config.first_turn else value, place)
         answer, metadata = self._answer(place, row), {}
-        if config.reward is not None:
+        if config.functions:
             used = (config.prompt_column, config.answer_column)
             others = {key: value for key, value in row.items() if key not in used}
             metadata = json.loads(json.dumps(others, default=str))
@@ -84,7 +87,7 @@ class FileTask:
 
     def _answer(self, place: str, row: Mapping[str, Any]) -> str | None:
         column = self._config.answer_column
-        if self._config.reward is not None or self._config.judged:
+        if not self._config.needs_answers:
             return None if row.get(column) is None else _as_text(row[column])
         value = _cell(row, column, "answer", place)
         answer = "" if value is None else _as_text(value).rpartition("####")[2].strip()
@@ -96,8 +99,8 @@ class FileTask:
         return answer
 
     def verifier(self) -> Verifier:
-        """Raises TaskError where a reward model or a judge gives the rewards."""
-        if self._verifier is None:
+        """Raises TaskError where a reward model, a judge or several rewards judge."""
+        if self._verifier is None or self._config.judged:
             raise TaskError(f"Task {self.name!r} has no verifier: `tasks.make_judge` has its judge.")
         return self._verifier
 

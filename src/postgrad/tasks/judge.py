@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,13 +37,14 @@ def check_judges(tasks: Sequence[TaskConfig]) -> None:
         MissingExtraError: a judge without the package openai.
     """
     for task in tasks:
-        if task.reward_model is not None:
-            try:
-                _check_reward_model(task.reward_model)
-            except ModelError as error:
-                raise ModelError(f"The reward model of task {task.name!r}: {error}") from None
-        if task.judge is not None:
-            _check_judge(task.judge, task.name)
+        for part in (task, *task.rewards):
+            if part.reward_model is not None:
+                try:
+                    _check_reward_model(part.reward_model)
+                except ModelError as error:
+                    raise ModelError(f"The reward model of task {task.name!r}: {error}") from None
+            if part.judge is not None:
+                _check_judge(part.judge, task.name)
 
 
 def _check_reward_model(config: RewardModelConfig) -> None:
@@ -117,28 +118,71 @@ def make_judge(config: DataConfig, cluster: ClusterConfig | None = None) -> Iter
         ConfigError, ModelError, TaskError, MissingExtraError: as `check_judges`, and when a reward model cannot be loaded.
     """
     check_judges(config.tasks)
-    verified = [task for task in config.tasks if not task.judged]
-    judges: dict[str, Judge] = {}
-    made: dict[RewardModelConfig | str, Judge] = {}
     with contextlib.ExitStack() as stack:
-        if verified or not config.tasks:
-            pool = _make_pool(verified, config, cluster)
-            judges |= dict.fromkeys((task.name for task in verified), stack.enter_context(pool))
-        for task in config.tasks:
-            if task.reward_model is not None:
-                if task.reward_model not in made:
-                    from postgrad.tasks.reward_model import RewardModel
+        yield _judge_of(config, cluster, stack)
 
-                    made[task.reward_model] = RewardModel(task.reward_model)
-                judges[task.name] = made[task.reward_model]
-            elif task.judge is not None:
-                key = task.judge.model_dump_json()
-                if key not in made:
-                    from postgrad.tasks.chat_judge import ChatJudge
 
-                    made[key] = stack.enter_context(ChatJudge(task.judge))
-                judges[task.name] = made[key]
-        yield next(iter(judges.values())) if len(set(map(id, judges.values()))) == 1 else _Router(judges)
+def _judge_of(config: DataConfig, cluster: ClusterConfig | None, stack: contextlib.ExitStack) -> Judge:
+    single = [task.with_part(part) for task in config.tasks for part in task.rewards]
+    single += [task for task in config.tasks if not task.rewards]
+    pools = _make_pools([task for task in single if not task.judged], config, cluster, stack)
+    made: dict[str, Judge] = {}
+
+    def judge_of(task: TaskConfig) -> Judge:
+        """Of a task with one reward; reward models and servers once each."""
+        if not task.judged:
+            return pools[task.model_dump_json()]
+        key = task.model_dump_json(include={"reward_model", "judge"})
+        if key not in made:
+            made[key] = _make(task, stack)
+        return made[key]
+
+    judges: dict[str, Judge] = {}
+    for task in config.tasks:
+        if task.rewards:
+            from postgrad.tasks.weighted import WeightedJudge
+
+            parts = [(part, judge_of(task.with_part(part))) for part in task.rewards]
+            judges[task.name] = WeightedJudge(parts)
+        else:
+            judges[task.name] = judge_of(task)
+    if not judges:
+        return stack.enter_context(_make_pool((), config, cluster))
+    return next(iter(judges.values())) if len(set(map(id, judges.values()))) == 1 else _Router(judges)
+
+
+def _make_pools(
+    tasks: Sequence[TaskConfig],
+    config: DataConfig,
+    cluster: ClusterConfig | None,
+    stack: contextlib.ExitStack,
+) -> dict[str, Judge]:
+    """The pool of each task with one verifier, by the task as JSON. A pool knows a task by its name: several of one name
+    need several pools.
+    """
+    members: list[list[TaskConfig]] = []
+    for task in tasks:
+        free = [pool for pool in members if all(other.name != task.name for other in pool)]
+        if free:
+            free[0].append(task)
+        else:
+            members.append([task])
+    pools: dict[str, Judge] = {}
+    for pool in members:
+        opened = stack.enter_context(_make_pool(pool, config, cluster))
+        pools |= dict.fromkeys((task.model_dump_json() for task in pool), opened)
+    return pools
+
+
+def _make(task: TaskConfig, stack: contextlib.ExitStack) -> Judge:
+    if task.reward_model is not None:
+        from postgrad.tasks.reward_model import RewardModel
+
+        return RewardModel(task.reward_model)
+    from postgrad.tasks.chat_judge import ChatJudge
+
+    assert task.judge is not None  # or it would not be judged
+    return stack.enter_context(ChatJudge(task.judge))
 
 
 def _make_pool(
@@ -189,7 +233,7 @@ class _Router:
         return [verdicts[place] for place in range(len(tickets))]
 
 
-def check_tickets(tickets: Sequence[int], known: dict[int, object] | dict[int, tuple[Judge, int]]) -> None:
+def check_tickets(tickets: Sequence[int], known: Mapping[int, object]) -> None:
     """Raises TaskError unless all tickets are there, each once."""
     unknown = [ticket for ticket in tickets if ticket not in known]
     if unknown or len(set(tickets)) < len(tickets):

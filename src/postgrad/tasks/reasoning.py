@@ -162,7 +162,8 @@ class ReasoningTask:
     def __init__(self, config: TaskConfig) -> None:
         make_dataset(config)
         self._config = config
-        self._verifier = load_function(config.reward) if config.reward else ReasoningVerifier(config)
+        functions = [load_function(spec) for spec in config.functions]
+        self._verifier = functions[0] if config.reward else ReasoningVerifier(config)
         self._prompts: tuple[Prompt, ...] | None = None
 
     @property

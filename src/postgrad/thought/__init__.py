@@ -4,7 +4,7 @@ with a sparse Jacobian finds, in the states of several models, thoughts that are
 Departures from the paper:
 1. Thoughts are standardised in every batch, states once: otherwise larger thoughts make the penalty smaller for free.
 2. λ is by default what a budget of reconstruction allows, because its best value depends on the states.
-3. After the sparse part agents keep what they hold and are refitted under a lighter penalty, against the bias of L1.
+3. After the sparse part agents keep what they hold and are refitted under a penalty that spares large entries, for L1's bias.
 4. Each agent has a decoder of its own with one hidden layer; what it does not hold is cut off exactly.
 5. A large Jacobian's L1 is estimated from a few of its rows, without bias, in every update.
 6. Routing is `broadcast` by default: the paper's never delivers what another agent alone knows.

@@ -426,8 +426,9 @@ def fit(
     deviation = (moments.squares / moments.count).sqrt()
     if not deviation.any():
         raise DataError(
-            f"All {len(states)} states are the same, so there is nothing to find. Are the prompts the same, or is it the state "
-            "of a token which they share, such as the last of a chat template? Read others (states.tokens, states.mean)."
+            f"All {len(states)} states are the same: none of the {len(widths)} agents' vary, so there is nothing to find. Are "
+            "the prompts the same, or is it the state of a token which they share, such as the last of a chat template? Read "
+            "others (states.tokens, states.mean)."
         )
     model.mean.copy_(moments.mean)
     model.deviation.copy_(torch.where(deviation > 0, deviation, 1.0))

@@ -79,15 +79,38 @@ class FakeRollout:
 
 
 class FakeJudge:
+    """All scores differ, but those of every `flat_every`-th prompt are 0."""
+
+    def __init__(self, flat_every: int = 1) -> None:
+        self.flat_every = flat_every
+        self.scores = [0.0]
+
     def submit(self, prompt: Prompt, completion: str) -> int:
-        return 0
+        self.scores.append(float(int(prompt.id) % self.flat_every > 0) * len(self.scores))
+        return len(self.scores) - 1
 
     def collect(self, tickets: Sequence[int]) -> list[Verdict]:
-        return [Verdict(1.0) for _ in tickets]
+        return [Verdict(self.scores[ticket]) for ticket in tickets]
+
+
+class MostlyFlatJudge(FakeJudge):
+    """Only every `flat_every`-th prompt has samples that differ."""
+
+    def submit(self, prompt: Prompt, completion: str) -> int:
+        self.scores.append(float(int(prompt.id) % self.flat_every == 0) * len(self.scores))
+        return len(self.scores) - 1
 
 
 def make(
-    mode: str, k: int, batch: int = 4, slots: int = 6, longest: int = 60, cost: int = 7, prompts: int = 10**6
+    mode: str,
+    k: int,
+    batch: int = 4,
+    slots: int = 6,
+    longest: int = 60,
+    cost: int = 7,
+    prompts: int = 10**6,
+    judge: FakeJudge | None = None,
+    limit: int = 10,
 ) -> Scheduler:
     numbers = iter(range(prompts))
 
@@ -98,9 +121,14 @@ def make(
     return Scheduler(
         CountingEngine(slots, longest),
         FakeRollout(),  # type: ignore[arg-type]
-        FakeJudge(),
+        judge or FakeJudge(),
         next_prompt,
-        AlgorithmConfig(prompts_per_batch=batch, samples_per_prompt=2),
+        AlgorithmConfig(
+            prompts_per_batch=batch,
+            samples_per_prompt=2,
+            zero_variance="resample" if judge else "drop",
+            resample_limit=limit,
+        ),
         ScheduleConfig(mode=mode, k=k, update_cost_steps=cost),  # type: ignore[arg-type]
         slots,
     )
@@ -136,6 +164,72 @@ def test_no_trained_token_is_more_than_k_versions_old(
                 assert version - sample.policy_version.min() <= k
         assert scheduler.updated()
         scheduler.engine.load_weights({}, scheduler.version)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    k=st.integers(1, 6),
+    batch=st.integers(1, 6),
+    slots=st.integers(1, 30),
+    longest=st.integers(1, 120),
+    cost=st.integers(0, 50),
+    every=st.integers(1, 9),
+    mostly=st.booleans(),
+    limit=st.integers(0, 10),
+    mode=st.sampled_from(["pipeline", "ppo"]),
+)
+def test_resampling_fills_batches_and_keeps_the_bound(
+    k: int,
+    batch: int,
+    slots: int,
+    longest: int,
+    cost: int,
+    every: int,
+    mostly: bool,
+    limit: int,
+    mode: str,
+) -> None:
+    """Whatever is dropped: nothing flat is handed out, nothing is too old, and only the limit leaves a batch short."""
+    judge = (MostlyFlatJudge if mostly else FakeJudge)(every)
+    scheduler = make(mode, k, batch, slots, longest, cost, judge=judge, limit=limit)
+    seen: list[str] = []
+    for version in range(8):
+        groups = scheduler.next_batch()
+        dropped = scheduler.dropped
+        assert len(groups) == batch or len(dropped) > limit * batch
+        assert len(groups) <= batch
+        assert all(len(set(group.rewards)) == 2 for group in groups)
+        assert all(len(set(group.rewards)) == 1 for group in dropped)
+        for group in [*groups, *dropped]:
+            seen.append(group.prompt.id)
+            for sample in group.samples:
+                assert 0 <= version - sample.policy_version.min() <= k
+        if scheduler.updated():
+            scheduler.engine.load_weights({}, scheduler.version)
+    assert len(set(seen)) == len(seen)
+    assert scheduler._started - len(seen) <= (k + 1) * batch  # no more under way than without resampling
+
+
+def test_batches_of_dynamic_sampling_by_hand() -> None:
+    """Every third prompt is flat (0, 3, 6, …) and no update makes anything stale: 6 groups are generated for 4."""
+    scheduler = make("ppo", 1, judge=FakeJudge(3))
+    assert [g.prompt.id for g in scheduler.next_batch()] == ["1", "2", "4", "5"]
+    assert [g.prompt.id for g in scheduler.dropped] == ["0", "3"]
+    scheduler.updated()
+    assert [g.prompt.id for g in scheduler.next_batch()] == ["7", "8", "10", "11"]
+    assert [g.prompt.id for g in scheduler.dropped] == ["6", "9"]
+
+
+@pytest.mark.parametrize("mode", ["pipeline", "ppo"])
+def test_resampling_ends_where_nothing_differs_or_the_prompts_run_out(mode: str) -> None:
+    all_flat = make(mode, 2, judge=FakeJudge(1), limit=3)
+    for _ in range(3):
+        assert all_flat.next_batch() == []
+        assert 3 * 4 < len(all_flat.dropped) <= (2 * 3 + 3) * 4
+        all_flat.updated()
+    ending = make(mode, 2, prompts=10, judge=FakeJudge(3))  # 1 2 4 5 7 8 differ
+    batches = run(ending, 4)
+    assert [len(groups) for groups in batches] == [4, 2, 0, 0]
 
 
 def test_pipeline_takes_new_weights_in_mid_sequence_and_gets_stale() -> None:
@@ -196,15 +290,18 @@ def test_prompts_run_out() -> None:
 
 
 @pytest.mark.parametrize("mode", ["pipeline", "ppo"])
-def test_state_goes_on_exactly(mode: str) -> None:
+@pytest.mark.parametrize("flat_every", [0, 2])
+def test_state_goes_on_exactly(mode: str, flat_every: int) -> None:
     """At every step: state out and in again, or out into JSON and into a new scheduler; same batches from there on."""
     for stop in range(1, 7):
-        straight, other = make(mode, 3, slots=20), make(mode, 3, slots=20)
+        straight, other = (
+            make(mode, 3, slots=20, judge=FakeJudge(flat_every) if flat_every else None) for _ in range(2)
+        )
         run(straight, stop)
         run(other, stop)
         state = json.loads(json.dumps(straight.state_dict()))
         straight.load_state_dict(state)
-        fresh = make(mode, 3, slots=20, prompts=10**6)
+        fresh = make(mode, 3, slots=20, judge=FakeJudge(flat_every) if flat_every else None)
         for _ in range(state["started"]):
             fresh.next_prompt()
         fresh.engine.load_weights({}, other.engine.version)  # type: ignore[attr-defined]

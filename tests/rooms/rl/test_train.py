@@ -32,6 +32,9 @@ def slow_half(prompt, completion):
     time.sleep(0.02)
     return half(prompt, completion)
 
+def always(prompt, completion):
+    return 1.0
+
 def raises(prompt, completion):
     raise ValueError("no such number")
 

@@ -187,5 +187,5 @@ def test_noise_is_drawn_where_its_generator_is() -> None:
 
 
 def test_states_that_are_all_the_same_are_refused_with_a_reason() -> None:
-    with pytest.raises(DataError, match="All 50 states are the same"):
+    with pytest.raises(DataError, match="All 50 states are the same: none of the 2 agents' vary"):
         fit(torch.ones(50, 10), (5, 5), QUICK)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from postgrad.core.models.config import EmbeddedConfig, ModelConfig
+from postgrad.core.models.config import EmbeddedConfig, LoraConfig, ModelConfig
 
 if TYPE_CHECKING:
     from postgrad.core.models.embedded import embedded_model
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EmbeddedConfig",
+    "LoraConfig",
     "Model",
     "ModelConfig",
     "embedded_model",

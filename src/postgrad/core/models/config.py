@@ -54,6 +54,26 @@ class EmbeddedConfig(Config):
         return self
 
 
+class LoraConfig(Config):
+    """A low-rank adapter: y = Wx + alpha/rank·BAx, of which only A and B are trained."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rows of A and columns of B."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The adapter is scaled by alpha/rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """On the adapter's input, in the trainer's forward pass only: the generator has none, so importance ratios carry its
+    noise."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Names of the layers that get one, such as ["q_proj", "v_proj"]. `all-linear`: every linear layer but the head."""
+
+    @model_validator(mode="after")
+    def _some(self) -> LoraConfig:
+        if not self.target_modules:
+            raise ValueError('target_modules is empty: name layers, or "all-linear"')
+        return self
+
+
 class ModelConfig(Config):
     """The model that a command starts from."""
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from postgrad.core.errors import ModelError
+from postgrad.core.models.lora import is_lora, save_lora
 from postgrad.core.models.memory.attach import load_memory
 from postgrad.core.models.memory.shard import write_whole
 from postgrad.core.models.paths import locate
@@ -164,10 +165,17 @@ def save(model: Model, path: str | Path) -> None:
     """Write weights (safetensors), config and tokenizer; `AutoModelForCausalLM.from_pretrained` reads them.
 
     Writes into `path` directly, and leaves other files there alone; a run's checkpoints add the atomic
-    rename. A memory that is sharded over ranks is written whole by rank 0; all ranks call, and go on when it is written.
+    rename. A LoRA model is written merged, with its adapter in `adapter/`.
+    A memory that is sharded over ranks is written whole by rank 0; all ranks call, and go on when it is written.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
+
+    if is_lora(model.module):
+        with quiet_transformers():
+            save_lora(model.module, folder)
+            model.tokenizer.save_pretrained(folder)
+        return
 
     def write(state: dict[str, torch.Tensor] | None) -> None:
         model.module.save_pretrained(folder, state_dict=state)

@@ -167,18 +167,21 @@ def _row(lines: Sequence[Sequence[_Tree]]) -> Row:
 
 
 class TokenStatistics(NamedTuple):
-    """logp: float32 [T], differentiable. entropy: float32 [T], detached, nats."""
+    """logp: float32 [T], differentiable. entropy: float32 [T], nats; differentiable only where that was asked for."""
 
     logp: Tensor
     entropy: Tensor
 
 
-def row_logps(model: Model, row: Row, temperature: float = 1.0) -> TokenStatistics:
+def row_logps(
+    model: Model, row: Row, temperature: float = 1.0, *, entropy_gradient: bool = False
+) -> TokenStatistics:
     """Log-probs of a row's targets under the model at `temperature`; logits are computed where they are needed only."""
     keep, inverse, target = _predictions(model, row)
     logits = _forward(model, row, keep)
     logps = (logits.float() / temperature).log_softmax(-1)
-    entropy = -(logps.detach().exp() * logps.detach()).sum(-1)
+    known = logps if entropy_gradient else logps.detach()
+    entropy = -(known.exp() * known).sum(-1)
     return TokenStatistics(logps[inverse, target], entropy[inverse])
 
 
