@@ -4,6 +4,7 @@ A tiny model learns on processes of this machine (`--cluster local`: on actors o
 peace. Lost: groups that were started and neither trained on nor under way in the last checkpoint, and samples without a verdict.
 Counted twice: groups that were trained on more than once, steps that were logged more than once. Both must be 0. A trainer that
 was killed is started again by `--resume` (on a cluster: by itself), and repeats the updates since its last checkpoint.
+* samples begun anew are counted since the last start of the trainer.
 
     python benchmarks/rl_faults.py [--quick] [--updates 60] [--kills 12] [--generators 2] [--seed 0] [--cluster local]
 """
@@ -204,7 +205,7 @@ def main() -> None:
     where = "a local Ray cluster" if options.cluster else "processes"
     print_table(
         f"{options.updates} updates of {BATCH} x {GROUP} samples, {options.generators} generators, on {where}",
-        ["", "seconds", *(f"{kind}s killed" for kind in KINDS), "starts", "groups trained", "lost", "twice", "begun anew"],
+        ["", "seconds", *(f"{kind}s killed" for kind in KINDS), "starts", "groups trained", "lost", "twice", "begun anew*"],
         [
             [name, run.seconds, *(run.kills[kind] for kind in KINDS), run.starts,
              *(found[name][key] for key in ("groups", "lost", "twice", "reissued"))]
