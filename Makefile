@@ -1,6 +1,7 @@
 # make demo   creates .venv, installs, trains the embedded model with RL and shows that it got better
 # make test   creates .venv, installs, runs the tests
 # make check  lint, types, layers, tests
+# make test-ray  the tests on a local Ray cluster, in an environment of their own: ray alone is 240 MB
 # make bench  every benchmark in its quick form
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -9,7 +10,7 @@ export TOKENIZERS_PARALLELISM = false
 UV_INSTALL = UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" $(VENV)/bin/uv pip install -q --compile-bytecode -c constraints.txt
 DEMO_RUN ?= demo-run
 
-.PHONY: demo test check lint bench bench-trl bench-attr clean
+.PHONY: demo test test-ray check lint bench bench-trl bench-attr clean
 
 $(VENV)/bin/uv:
 	python3 -m venv $(VENV)
@@ -25,6 +26,12 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n 2 -q
 
+test-ray: $(VENV)/bin/uv
+	python3 -m venv .venv-ray
+	UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" $(VENV)/bin/uv pip install -q --python .venv-ray/bin/python \
+	  -c constraints.txt -e '.[dev,ray]'
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-ray/bin/python -m pytest -q tests/cluster
+
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check src tests benchmarks
 	$(VENV)/bin/ruff format --check src tests benchmarks
@@ -36,6 +43,7 @@ check: lint test
 bench: $(VENV)/.installed
 	$(PY) benchmarks/generation.py --quick
 	$(PY) benchmarks/rl_vs_trl.py --quick
+	$(PY) benchmarks/rl_faults.py --quick
 	$(PY) benchmarks/scaling_fit.py --quick
 	$(PY) benchmarks/scaling_calibration.py --quick
 	$(PY) benchmarks/mara_tabular.py --quick
@@ -75,4 +83,4 @@ bench-attr: $(VENV)/bin/uv
 	.venv-attr/bin/python -c 'import devinterp.slt.bif, kronfluence, postgrad.influence'
 
 clean:
-	rm -rf $(VENV) .venv-trl .venv-attr $(DEMO_RUN)
+	rm -rf $(VENV) .venv-ray .venv-trl .venv-attr $(DEMO_RUN)

@@ -133,6 +133,8 @@ def test_everything_reaches_the_train_command(calls: list[dict[str, Any]], tmp_p
         "--optimizer.lr=1e-4",
         "--out",
         "runs/ü x",
+        "--cluster",
+        "local",
     ]
     assert main([*words, "--task", "chain_sum", "--from", "old", "--dry-run", "--overwrite"]) == 0
     assert calls == [
@@ -146,6 +148,7 @@ def test_everything_reaches_the_train_command(calls: list[dict[str, Any]], tmp_p
             "from_run": Path("old"),
             "dry_run": True,
             "argv": ["postgrad", *words, "--task", "chain_sum", "--from", "old", "--dry-run", "--overwrite"],
+            "cluster": "local",
             "preset": None,
         }
     ]

@@ -121,6 +121,11 @@ _TASK_HELP = "Short for data.tasks: a reasoning-gym data set. May be given sever
 @click.option(
     "--dry-run", is_flag=True, help="Show the resolved config and what would be done; write nothing."
 )
+@click.option(
+    "--cluster",
+    metavar="ADDRESS",
+    help="Run on a Ray cluster: local, auto, HOST:PORT or ray://HOST:PORT. Also with --resume.",
+)
 @help_config
 @click.pass_obj
 def rl_train(
@@ -133,6 +138,7 @@ def rl_train(
     overwrite: bool,
     from_run: Path | None,
     dry_run: bool,
+    cluster: str | None,
 ) -> int:
     """Train a model on tasks that a program can verify.
 
@@ -154,6 +160,7 @@ def rl_train(
         from_run=from_run,
         dry_run=dry_run,
         argv=obj[ARGV_KEY],
+        cluster=cluster,
         preset=None if preset is None else find_recipe(preset),
     )
 

@@ -27,6 +27,7 @@ EXTRAS = {
     "llm": (("openai", "openai"),),
     "embed": (("sentence-transformers", "sentence_transformers"),),
     "mcp": (("mcp", "mcp"),),
+    "ray": (("ray", "ray"),),
     "vllm": (("vllm", "vllm"),),
 }
 Level = Literal["ok", "note", "warning"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import Event
 from typing import Any
 
-from postgrad.core.config import read_toml, validate
+from postgrad.core.config import deep_merge, read_toml, validate
 from postgrad.core.errors import ConfigError, ModelError
 from postgrad.core.models.paths import is_offline, looks_local
 from postgrad.core.protocols import RewardTransform, TransformContext
@@ -40,6 +41,7 @@ def main(
     from_run: Path | None,
     dry_run: bool,
     argv: list[str],
+    cluster: str | None = None,
     preset: Path | None = None,
 ) -> int:
     """Trains and writes the report; see `postgrad rl train --help`."""
@@ -56,24 +58,21 @@ def main(
         if resume
         else resolve_config(recipe, overrides, tasks, from_run, preset)
     )
-    transform = make_transform(config.mara)
+    if cluster is not None:
+        config = validate(RLConfig, deep_merge(config.model_dump(), {"cluster": {"address": cluster}}))
+    make_transform(config.mara)
     if dry_run:
         return _dry_run(config)
 
     from postgrad.commands.rl_report import rewrite_report
-    from postgrad.rl.api import train
-    from postgrad.scaling.live import Forecaster
 
     try:
-        run = train(
-            config=config,
-            out=out,
-            resume=resume,
-            overwrite=overwrite,
-            command=argv,
-            transform=transform,
-            forecaster=Forecaster(name=out.name),
-        )
+        if config.cluster.address is None:
+            run = train_here(config, out, resume=resume, overwrite=overwrite, command=argv)
+        else:
+            from postgrad.commands.rl_cluster import train_there
+
+            run = train_there(config, out, resume=resume, overwrite=overwrite, command=argv)
     except KeyboardInterrupt:
         print(f"Stopped. Go on with: postgrad rl train --out {out} --resume")
         raise
@@ -82,6 +81,32 @@ def main(
     print(f"report: {rewrite_report(run)}")
     print(headline(run))
     return 0
+
+
+def train_here(
+    config: RLConfig,
+    out: Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+    command: list[str],
+    stop: Event | None = None,
+) -> Run:
+    """`rl.api.train` with what other rooms have to give."""
+    from postgrad.rl.api import train
+    from postgrad.scaling.live import Forecaster
+
+    return train(
+        config=None if resume else config,
+        out=out,
+        resume=resume,
+        overwrite=overwrite,
+        command=command,
+        transform=make_transform(config.mara),
+        forecaster=Forecaster(name=out.name),
+        cluster=config.cluster.address,
+        stop=stop,
+    )
 
 
 def make_transform(options: Mapping[str, Any]) -> Callable[[TransformContext], RewardTransform] | None:

@@ -10,11 +10,14 @@ from typing import Any
 
 import torch
 
+from postgrad.core.cluster import ClusterConfig, connect
 from postgrad.core.models.model import Model
 from postgrad.core.protocols import Engine
 from postgrad.engines.config import EngineConfig
 from postgrad.engines.remote.fleet import Fleet
 from postgrad.engines.remote.process import Processes
+from postgrad.engines.remote.ray import RayActors
+from postgrad.engines.remote.worker import Build
 from postgrad.engines.torch_engine.engine import TorchEngine
 from postgrad.engines.vllm_engine.engine import VllmEngine
 
@@ -51,22 +54,44 @@ def build_engine(
 
 @contextmanager
 def open_fleet(
-    model: Model, config: EngineConfig, note: Callable[[str], None], **options: Any
+    model: Model,
+    config: EngineConfig,
+    note: Callable[[str], None],
+    cluster: ClusterConfig | None = None,
+    **options: Any,
 ) -> Generator[Fleet]:
-    """`config.generators` processes with an engine each, ended with the context; `options` are those of `build_engine`.
+    """`config.generators` processes, or actors of a cluster (at least one), with an engine each, ended with the context;
+    `options` are those of `build_engine`.
 
     On a CPU the trainer's threads are the cores that generators leave, unless OMP_NUM_THREADS says how many.
     """
     build = partial(build_engine, config=config, **options)
     devices = config.generator_devices or _other_devices(model.device)
+    address = None if cluster is None else cluster.address
     with ExitStack() as stack:
-        processes = Processes(model, build, devices, config.generator_threads, lockstep=config.lockstep)
-        fleet = stack.enter_context(Fleet(processes, config.generators, note, lockstep=config.lockstep))
-        if model.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        if cluster is not None and address is not None:
+            source = _actors(model, build, config, cluster, address)
+        else:
+            source = Processes(model, build, devices, config.generator_threads, lockstep=config.lockstep)
+        count = max(1, config.generators)
+        fleet = stack.enter_context(Fleet(source, count, note, lockstep=config.lockstep))
+        beside = model.device.type == "cpu" and address in (None, "local")
+        if beside and "OMP_NUM_THREADS" not in os.environ:
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            torch.set_num_threads(max(1, cores - config.generators * config.generator_threads))
+            torch.set_num_threads(max(1, cores - count * config.generator_threads))
         yield fleet
+
+
+def _actors(
+    model: Model, build: Build, config: EngineConfig, cluster: ClusterConfig, address: str
+) -> RayActors:
+    gpus = cluster.generator_gpus
+    if gpus is None:
+        gpus = 1.0 if model.device.type == "cuda" else 0.0
+    return RayActors(
+        connect(address), address, model, build, config.generator_threads, gpus, lockstep=config.lockstep
+    )
 
 
 def _other_devices(device: torch.device) -> tuple[str, ...]:

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
-from postgrad.core.config import read_toml, validate
+from postgrad.core.config import deep_merge, read_toml, validate
 from postgrad.core.data import plain_text
 from postgrad.core.errors import ConfigError, DataError
 from postgrad.core.models import embedded_model, load
@@ -28,6 +29,7 @@ from postgrad.core.types import Prompt
 from postgrad.engines.make import build_engine, open_fleet
 from postgrad.rl.config import RLConfig, make_config
 from postgrad.rl.evaluate import Evaluation, choose_prompts, evaluate
+from postgrad.rl.learner import Learner
 from postgrad.rl.rollout import Rollout
 from postgrad.rl.trainer import HEADLINE, Trainer
 from postgrad.tasks import (
@@ -159,11 +161,12 @@ def open_engine(
     model: Model, config: RLConfig, longest_prompt: int, note: Note
 ) -> Generator[tuple[Engine, ConcurrentEngine | None]]:
     """The engine of this process, or generators beside it; the second is the same one where it generates by itself."""
-    if config.engine.generators == 0:
+    if config.engine.generators == 0 and config.cluster.address is None:
         yield make_engine(model, config, longest_prompt), None
         return
     length = engine_length(model, config, longest_prompt)
-    with open_fleet(model, config.engine, note, **_engine_options(config, length)) as fleet:
+    options = _engine_options(config, length)
+    with open_fleet(model, config.engine, note, config.cluster, **options) as fleet:
         yield fleet, None if config.engine.lockstep else fleet
 
 
@@ -185,6 +188,8 @@ def train(
     quiet: bool = False,
     transform: Callable[[TransformContext], RewardTransform] | None = None,
     forecaster: Forecaster | None = None,
+    cluster: str | None = None,
+    stop: Event | None = None,
     **overrides: Any,
 ) -> Run:
     """Reinforcement learning with verifiable rewards, by the ScaleRL recipe unless the config says otherwise.
@@ -202,6 +207,9 @@ def train(
         transform: makes what re-rewards each group before advantages, such as `pg.mara.transform` with `mara__beta=0.01`;
             give it again with `resume`.
         forecaster: says after every evaluation where the run will end, such as `scaling.live.Forecaster()`.
+        cluster: address of the Ray cluster that generators and verifiers run on; replaces `config.cluster.address`, also
+            with `resume`. The trainer stays in this process (`postgrad rl train --cluster` puts it there, too).
+        stop: once set, the run writes a checkpoint and ends as after Ctrl-C.
         overrides: dotted options with `__` for the dot, such as `optimizer__lr=1e-4`.
 
     Returns:
@@ -216,6 +224,8 @@ def train(
     else:
         config = configure(config, model, task, overrides, preset)
         check_free(out, overwrite=overwrite)
+    if cluster is not None:
+        config = validate(RLConfig, deep_merge(config.model_dump(), {"cluster": {"address": cluster}}))
     # Everything that can be wrong with the input comes to light before the run directory is touched.
     data = read_data(config)
     last = Run.open(out).latest_checkpoint() if resume else None
@@ -231,7 +241,7 @@ def train(
         )
     else:
         policy = model if isinstance(model, Model) else load_model(config, data, _warm_start_notes(note))
-    with make_judge(config.data) as judge, ExitStack() as stack:
+    with make_judge(config.data, config.cluster) as judge, ExitStack() as stack:
         parts = prepare(policy, config, data, note)
         engine, concurrent = stack.enter_context(open_engine(policy, config, parts.longest_prompt, note))
         if config.lora is not None:  # after the engine has copied the base model
@@ -242,6 +252,7 @@ def train(
         rewarder = _make_transform(transform, policy, config, initial)
         reference = _make_reference(policy, config, initial)
         run = stack.enter_context(_open_run(config, out, resume, overwrite, command, quiet))
+        learner = stack.enter_context(_open_learner(policy, config))  # after the engine has copied the model
         if resume:
             run.truncate_after(last[0] if last is not None else -1)
         trainer = Trainer(
@@ -256,6 +267,8 @@ def train(
             forecaster,
             reference,
             concurrent,
+            stop=stop,
+            learner=learner,
         )
         if last is not None:
             run.note(f"resuming from {last[1].name}")
@@ -322,6 +335,18 @@ def _make_transform(
         seed=config.seed,
     )
     return transform(context)
+
+
+@contextmanager
+def _open_learner(policy: Model, config: RLConfig) -> Generator[Learner | None]:
+    """Over several ranks, where the config wants that."""
+    if config.cluster.trainer_ranks == 1:
+        yield None
+        return
+    from postgrad.rl.ranks import open_ranks
+
+    with open_ranks(policy, config) as learner:
+        yield learner
 
 
 class _Parts(NamedTuple):

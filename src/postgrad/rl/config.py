@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from postgrad.core.cluster import ClusterConfig
 from postgrad.core.config import Config, deep_merge, nest, read_toml, validate
 from postgrad.core.models import LoraConfig, ModelConfig
 from postgrad.core.recipes import find_recipe
@@ -236,6 +237,7 @@ class RLConfig(Config):
     engine: EngineConfig = Field(default_factory=EngineConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
     run: RunConfig = Field(default_factory=RunConfig)
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     lora: LoraConfig | None = None
     """Train a low-rank adapter instead of the weights (extra `peft`). None = all weights. A learning rate ten times that of full
     training is a fair start."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from postgrad.core.errors import TrainingError
 from postgrad.core.models.head import fp32_head
 from postgrad.core.models.lora import adapter_dropout, is_lora, merged_weights
 from postgrad.core.models.model import Model
-from postgrad.core.models.packing import TokenStatistics, loss_tokens, row_logps, rows
+from postgrad.core.models.packing import Row, TokenStatistics, loss_tokens, row_logps, rows
 from postgrad.core.models.recompute import recompute_activations
 from postgrad.core.models.reference import ReferencePolicy
 from postgrad.core.types import Group, Sample
@@ -237,6 +237,10 @@ class Learner:
         module = self.model.module
         return merged_weights(module) if is_lora(module) else module.state_dict()
 
+    def whole_model(self) -> Model:
+        """The model in one piece, to be saved."""
+        return self.model
+
     def update(self, groups: Sequence[Group], min_deviation: float = 0.0) -> dict[str, float]:
         """One optimizer step on `groups`. A batch without signal leaves the weights alone and says so.
 
@@ -282,7 +286,7 @@ class Learner:
             torch.zeros_like(behaviour_logp),
             torch.zeros_like(behaviour_logp, dtype=torch.bool),
         )
-        for row in rows(batch.samples, self.config.micro_batch_tokens):
+        for row, share in self.shares(batch):
             place = row.place.to(device)
             statistics = row_logps(
                 self.model,
@@ -305,10 +309,13 @@ class Learner:
                 None if ref_logp is None else ref_logp[place],
             )
             row_loss = (weight[place] * term).sum()
-            row_loss.backward()
+            (share * row_loss).backward()
+            if not share:
+                continue
             loss += row_loss.detach()
             logps[place], entropies[place] = statistics.logp.detach(), statistics.entropy.detach()
             ratios[place], limited[place] = terms.ratio, terms.limited
+        self.add_up(loss, logps, entropies, ratios, limited)
         kl = ops.mismatch_kl(logps, behaviour_logp)
         distance: dict[str, float] = {}
         if ref_logp is not None:
@@ -327,9 +334,21 @@ class Learner:
             "mismatch/kl_k3_gen_train": float(kl.kl_k3),
         }
 
+    def shares(self, batch: Batch) -> Iterator[tuple[Row, float]]:
+        """The rows that this process computes, and what their gradients count; with 0, for nothing else."""
+        for row in rows(batch.samples, self.config.micro_batch_tokens):
+            yield row, 1.0
+
+    def add_up(self, *values: Tensor) -> None:
+        """Adds what other processes computed of the batch, in place."""
+
+    def total_norm(self, grads: Sequence[Tensor]) -> Tensor:
+        """Of all gradients together."""
+        return torch.nn.utils.get_total_norm(grads)
+
     def _step(self) -> float:
         grads = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
+        norm = self.total_norm(grads)
         if not bool(torch.isfinite(norm)):
             self._clear()
             raise TrainingError(
@@ -357,6 +376,14 @@ class Learner:
 
     def save(self, path: Path) -> None:
         """Writes what the Hugging Face checkpoint lacks: AdamW's moments, and masters of low-precision weights."""
+        save_file(self.state_tensors(), path)
+
+    def load(self, path: Path) -> None:
+        """Reads what `save` wrote; the weights themselves are already in the model."""
+        self.take_tensors(load_file(path))
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """What `save` writes, by kind/name."""
         tensors: dict[str, Tensor] = {}
         for name, master in self._master.items():
             state: dict[str, Any] = self._optimizer.state.get(master, {})
@@ -365,11 +392,10 @@ class Learner:
             if master is not self.parameters[name]:
                 tensors[f"master/{name}"] = master.detach().contiguous()
         tensors["num_updates"] = torch.tensor(self.num_updates)
-        save_file(tensors, path)
+        return tensors
 
-    def load(self, path: Path) -> None:
-        """Reads what `save` wrote; the weights themselves are already in the model."""
-        tensors = load_file(path)
+    def take_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Takes up what `state_tensors` gave."""
         self.num_updates = int(tensors.pop("num_updates"))
         for key, value in tensors.items():
             kind, name = key.split("/", 1)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from types import FrameType
 from typing import Any
 
@@ -57,6 +58,8 @@ class Trainer:
         forecaster: says after every evaluation where the run will end (scaling).
         reference: the model before training, where `algorithm.kl` wants it.
         concurrent: the engine again, where it generates by itself.
+        stop: once set, a checkpoint and a clean end, as after Ctrl-C.
+        learner: of this model and config, where it is not in this process alone.
     """
 
     def __init__(
@@ -72,12 +75,14 @@ class Trainer:
         forecaster: Forecaster | None = None,
         reference: ReferencePolicy | None = None,
         concurrent: ConcurrentEngine | None = None,
+        stop: Event | None = None,
+        learner: Learner | None = None,
     ) -> None:
         self.run, self.model, self.engine, self.config = run, model, engine, config
         self.judge, self.stream, self.held_out, self.transform = judge, stream, held_out, transform
         self.forecaster = forecaster
         self.rollout = Rollout(model, config.length, config.algorithm, config.seed, config.data.instruction)
-        self.learner = Learner(
+        self.learner = learner or Learner(
             model, config.algorithm, config.optimizer, config.seed, reference, config.steps
         )
         slots = config.engine.slots * max(1, config.engine.generators)
@@ -87,6 +92,7 @@ class Trainer:
         self.step = 0
         self.totals = {"generated_tokens": 0, "trained_tokens": 0, "elapsed_s": 0.0}
         self._interrupted = False
+        self._stop = stop or Event()
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -100,13 +106,17 @@ class Trainer:
         with self._signals():
             if self.step == 0:
                 self.run.log(0, {**self._evaluate(phase="before"), **self._spent()})
-            while self.step < self.config.steps and not self._interrupted:
+            while self.step < self.config.steps and not self._is_stopping():
                 if not self._advance():
                     self.run.note("No prompt is left to train on (all mastered or read); stopping here.")
                     break
             self.checkpoint()
         if self._interrupted:
             raise KeyboardInterrupt
+
+    def _is_stopping(self) -> bool:
+        self._interrupted |= self._stop.is_set()
+        return self._interrupted
 
     def _advance(self) -> bool:
         self.scheduler.read_clock()  # evaluations and checkpoints are not waiting
@@ -327,7 +337,7 @@ class Trainer:
             state["transform"] = self.transform.state_dict()
 
         def write(folder: Path) -> None:
-            save(self.model, folder)
+            save(self.learner.whole_model(), folder)
             self.learner.save(folder / "learner.safetensors")
             (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
 

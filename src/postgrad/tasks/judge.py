@@ -13,7 +13,9 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from postgrad.core.cluster import ClusterConfig, connect
 from postgrad.core.errors import ConfigError, ModelError, TaskError, nearest
 from postgrad.core.models.paths import locate, looks_local
 from postgrad.core.protocols import Judge
@@ -21,6 +23,9 @@ from postgrad.core.types import Prompt, Verdict
 from postgrad.tasks.config import DataConfig, JudgeConfig, RewardModelConfig, TaskConfig
 from postgrad.tasks.extras import require
 from postgrad.tasks.pool import VerifierPool
+
+if TYPE_CHECKING:
+    from postgrad.tasks.ray_judge import RayJudge
 
 
 def check_judges(tasks: Sequence[TaskConfig]) -> None:
@@ -104,21 +109,23 @@ def api_key(config: JudgeConfig) -> str:
 
 
 @contextlib.contextmanager
-def make_judge(config: DataConfig) -> Iterator[Judge]:
+def make_judge(config: DataConfig, cluster: ClusterConfig | None = None) -> Iterator[Judge]:
     """The judge of all tasks of a config; reward models are loaded once, processes and connections end with the context.
+
+    With a cluster verifiers are in actors of it.
 
     Raises:
         ConfigError, ModelError, TaskError, MissingExtraError: as `check_judges`, and when a reward model cannot be loaded.
     """
     check_judges(config.tasks)
     with contextlib.ExitStack() as stack:
-        yield _judge_of(config, stack)
+        yield _judge_of(config, cluster, stack)
 
 
-def _judge_of(config: DataConfig, stack: contextlib.ExitStack) -> Judge:
+def _judge_of(config: DataConfig, cluster: ClusterConfig | None, stack: contextlib.ExitStack) -> Judge:
     single = [task.with_part(part) for task in config.tasks for part in task.rewards]
     single += [task for task in config.tasks if not task.rewards]
-    pools = _make_pools([task for task in single if not task.judged], config, stack)
+    pools = _make_pools([task for task in single if not task.judged], config, cluster, stack)
     made: dict[str, Judge] = {}
 
     def judge_of(task: TaskConfig) -> Judge:
@@ -140,12 +147,15 @@ def _judge_of(config: DataConfig, stack: contextlib.ExitStack) -> Judge:
         else:
             judges[task.name] = judge_of(task)
     if not judges:
-        return stack.enter_context(VerifierPool((), config.verify_workers, config.verify_timeout_s))
+        return stack.enter_context(_make_pool((), config, cluster))
     return next(iter(judges.values())) if len(set(map(id, judges.values()))) == 1 else _Router(judges)
 
 
 def _make_pools(
-    tasks: Sequence[TaskConfig], config: DataConfig, stack: contextlib.ExitStack
+    tasks: Sequence[TaskConfig],
+    config: DataConfig,
+    cluster: ClusterConfig | None,
+    stack: contextlib.ExitStack,
 ) -> dict[str, Judge]:
     """The pool of each task with one verifier, by the task as JSON. A pool knows a task by its name: several of one name
     need several pools.
@@ -159,7 +169,7 @@ def _make_pools(
             members.append([task])
     pools: dict[str, Judge] = {}
     for pool in members:
-        opened = stack.enter_context(VerifierPool(pool, config.verify_workers, config.verify_timeout_s))
+        opened = stack.enter_context(_make_pool(pool, config, cluster))
         pools |= dict.fromkeys((task.model_dump_json() for task in pool), opened)
     return pools
 
@@ -173,6 +183,23 @@ def _make(task: TaskConfig, stack: contextlib.ExitStack) -> Judge:
 
     assert task.judge is not None  # or it would not be judged
     return stack.enter_context(ChatJudge(task.judge))
+
+
+def _make_pool(
+    tasks: Sequence[TaskConfig], config: DataConfig, cluster: ClusterConfig | None
+) -> VerifierPool | RayJudge:
+    if cluster is None or cluster.address is None:
+        return VerifierPool(tasks, config.verify_workers, config.verify_timeout_s)
+    from postgrad.tasks.ray_judge import RayJudge
+
+    return RayJudge(
+        connect(cluster.address),
+        cluster.address,
+        tasks,
+        cluster.verifiers,
+        config.verify_workers,
+        config.verify_timeout_s,
+    )
 
 
 class _Router:

@@ -41,9 +41,9 @@ class VerifierPool:
     - the verifier raised, returned no number, or could not be loaded: `error`, with the text;
     - it returned NaN or an infinity: `non_finite`.
 
-    Items are judged in no fixed order, and verdicts do not depend on the number of workers. A worker that is
-    killed from outside costs the item it was judging. Workers end with the pool, and with the parent process,
-    however that ends.
+    Items are judged in no fixed order, and verdicts do not depend on the number of workers. An item whose worker
+    got SIGKILL, from outside or for want of memory, is judged once more before that is its verdict. Workers end
+    with the pool, and with the parent process, however that ends.
 
     Args:
         tasks: the tasks whose prompts will be judged; each worker builds their verifiers once.
@@ -70,6 +70,7 @@ class VerifierPool:
         self._items: dict[int, bytes] = {}
         self._verdicts: dict[int, Verdict] = {}
         self._num_failures = 0
+        self._again: set[int] = set()
         self._selector = selectors.DefaultSelector()
         self._workers: list[WorkerProcess] = []
         self._finalizer = weakref.finalize(self, _kill_all, self._workers, os.getpid())
@@ -168,6 +169,7 @@ class VerifierPool:
 
     def _finish(self, ticket: int, verdict: Verdict) -> None:
         del self._items[ticket]
+        self._again.discard(ticket)
         self._verdicts[ticket] = verdict
 
     def _dispatch(self) -> None:
@@ -202,6 +204,12 @@ class VerifierPool:
         self._workers.remove(worker)
         ended = worker.kill(grace_s=0.0 if overdue else _GRACE_S)
         if worker.tickets and worker.begun:
+            ticket = worker.tickets[0]
+            if not overdue and ended == "signal SIGKILL" and ticket not in self._again:
+                self._again.add(ticket)
+                self._queue.extendleft(reversed(worker.tickets))
+                self._start_worker()
+                return
             if overdue or ended == ENDED_BY_ALARM:
                 verdict = Verdict(None, "timeout", f"no verdict within {self._timeout_s:g} s")
             else:

@@ -28,6 +28,10 @@ def digits(prompt, completion):
 def half(prompt, completion):
     return len(completion) % 2 / 2
 
+def slow_half(prompt, completion):
+    time.sleep(0.02)
+    return half(prompt, completion)
+
 def always(prompt, completion):
     return 1.0
 

@@ -55,13 +55,8 @@ class Processes:
         self.devices, self.threads, self.lockstep = devices, threads, lockstep
         self.weights = SharedWeights.like(model.module.state_dict())
         self._spec = anonymous_file()
-        module = model.module
-        if model.device.type != "cpu":
-            module = copy.deepcopy(module).cpu()
         with os.fdopen(os.dup(self._spec), "wb") as file:
-            pickle.dump(
-                (Model(module, model.tokenizer, model.source, model.revision), build), file, protocol=5
-            )
+            pickle.dump((portable(model), build), file, protocol=5)
 
     def write(self, weights: Mapping[str, Tensor]) -> None:
         """New weights, where all generators read them. None may be reading."""
@@ -135,3 +130,11 @@ class ProcessGenerator:
                 emit(self._connection.recv())
         except (EOFError, OSError):
             emit(("died",))
+
+
+def portable(model: Model) -> Model:
+    """On the CPU, so that it can be pickled for elsewhere."""
+    module = model.module
+    if model.device.type != "cpu":
+        module = copy.deepcopy(module).cpu()
+    return Model(module, model.tokenizer, model.source, model.revision)

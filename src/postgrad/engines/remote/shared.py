@@ -67,8 +67,7 @@ class SharedWeights:
     def __init__(self, layout: Layout, size: int, fd: int) -> None:
         self.layout, self.size, self.fd = layout, size, fd
         self._memory = mmap.mmap(fd, size)
-        flat = torch.frombuffer(self._memory, dtype=torch.uint8)
-        self.tensors = {name: _view(flat, slot) for name, slot in layout.items()}
+        self.tensors = views(layout, torch.frombuffer(self._memory, dtype=torch.uint8))
 
     @classmethod
     def like(cls, weights: Mapping[str, Tensor]) -> SharedWeights:
@@ -80,14 +79,24 @@ class SharedWeights:
         shared.write(weights)
         return shared
 
-    @torch.no_grad()
     def write(self, weights: Mapping[str, Tensor]) -> None:
         """Copies in all tensors, each once."""
-        written: set[int] = set()
-        for name, slot in self.layout.items():
-            if slot.offset not in written:
-                self.tensors[name].copy_(weights[name])
-                written.add(slot.offset)
+        copy_into(self.tensors, self.layout, weights)
+
+
+def views(layout: Layout, flat: Tensor) -> dict[str, Tensor]:
+    """The tensors that lie in `flat` (bytes)."""
+    return {name: _view(flat, slot) for name, slot in layout.items()}
+
+
+@torch.no_grad()
+def copy_into(tensors: Mapping[str, Tensor], layout: Layout, weights: Mapping[str, Tensor]) -> None:
+    """Copies all weights into `tensors`, those that share a place once."""
+    written: set[int] = set()
+    for name, slot in layout.items():
+        if slot.offset not in written:
+            tensors[name].copy_(weights[name])
+            written.add(slot.offset)
 
 
 def _view(flat: Tensor, slot: Slot) -> Tensor:
