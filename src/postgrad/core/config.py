@@ -11,12 +11,15 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, cast, get_args
+from typing import Annotated, Any, TypeVar, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from postgrad.core.errors import ConfigError, nearest
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What random generators take: from 0 on, below 2³²."""
 
 
 class Config(BaseModel):

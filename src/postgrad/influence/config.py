@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from postgrad.core.config import Config
+from postgrad.core.config import Config, Seed
 
 Method = Literal["stein", "langevin", "sgld", "rmsprop", "laplace", "ekfac", "gradient", "bm25"]
 SAMPLED: tuple[Method, ...] = ("langevin", "sgld", "rmsprop", "laplace")
@@ -109,7 +109,7 @@ class InfluenceConfig(Config):
     min_agreement: float = Field(default=0.5, ge=-1, le=1)
     """Rankings are withheld below this rank correlation, median over queries, with as many other chains (judged by two halves of
     them) or with half the step."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the noise. Chain c has its own generator."""
 
     @property

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from postgrad.core.config import Config
+from postgrad.core.config import Config, Seed
 
 Method = Literal[
     "mara",
@@ -124,7 +124,7 @@ class ExplainConfig(Config):
     """An answer is good when its reward is at least this."""
     log: bool = False
     """The column ref holds log-probabilities. Without it they are recognised by none of them being above 0."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the run; nothing here is drawn by chance."""
 
     @model_validator(mode="before")
@@ -195,7 +195,7 @@ class MeasureConfig(Config):
     """Draws of prompts behind every interval."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """Of all intervals."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the bootstrap."""
 
     @model_validator(mode="before")

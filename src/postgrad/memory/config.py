@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from postgrad.core.config import Config
+from postgrad.core.config import Config, Seed
 
 Method = Literal["sparse", "full", "lora", "replay", "ewc"]
 Score = Literal["tf_idf", "tf", "kl", "all"]
@@ -27,7 +27,7 @@ class HealConfig(Config):
     """Which weights change: the memory's alone, or all (with mode `replace` mostly all)."""
     max_tokens: int = Field(default=512, ge=2)
     """Of one text; longer ones are cut into pieces."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the order of texts."""
 
 
@@ -40,7 +40,7 @@ class ProfileConfig(Config):
     """Tokens in one of them, padding not counted."""
     max_tokens: int = Field(default=512, ge=2)
     """Of one document; longer ones are cut into pieces."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the order of documents."""
 
 
@@ -65,7 +65,7 @@ class StreamConfig(Config):
     """Of method replay: share of background texts in a batch."""
     ewc_strength: float = Field(default=100.0, gt=0)
     """Of method ewc: weight of the quadratic penalty."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the order of texts and of what a rival draws."""
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from postgrad.core.config import Config, deep_merge, validate
+from postgrad.core.config import Config, Seed, deep_merge, validate
 from postgrad.core.errors import ConfigError
 from postgrad.engines.chat.config import ChatConfig
 from postgrad.tasks.config import DataConfig
@@ -87,7 +87,7 @@ class LearnConfig(Config):
     """Times that a reply which does not follow its schema is asked for again."""
     max_failures: int = Field(default=8, ge=1)
     """Samples in a row without a reply after which learning stops; they are tried again on --resume."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the order of prompts."""
 
     def role(self, name: str) -> ChatConfig:

@@ -349,13 +349,16 @@ def _open_learner(policy: Model, config: RLConfig) -> Generator[Learner | None]:
         yield learner
 
 
-class _Parts(NamedTuple):
+class Parts(NamedTuple):
+    """What a run goes through: tokens of its longest prompt, training prompts, those of evaluations."""
+
     longest_prompt: int
     stream: PromptStream
     held_out: list[Prompt]
 
 
-def prepare(policy: Model, config: RLConfig, data: Data, note: Note) -> _Parts:
+def prepare(policy: Model, config: RLConfig, data: Data, note: Note) -> Parts:
+    """Prompts that fit, as a stream and held out. Raises DataError: too few; ConfigError: the context is too short."""
     rollout = Rollout(policy, config.length, config.algorithm, config.seed, config.data.instruction)
     training, longest = fitting(data.split.train, rollout, note)
     held_out, longest_held_out = fitting(
@@ -377,7 +380,7 @@ def prepare(policy: Model, config: RLConfig, data: Data, note: Note) -> _Parts:
     note(
         f"{policy.num_parameters:,} parameters on {policy.device}; {len(training):,} training prompts, {evaluated}"
     )
-    return _Parts(max(longest, longest_held_out), stream, held_out)
+    return Parts(max(longest, longest_held_out), stream, held_out)
 
 
 def evaluate_model(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from postgrad.core.cluster import ClusterConfig
-from postgrad.core.config import Config, deep_merge, nest, read_toml, validate
+from postgrad.core.config import Config, Seed, deep_merge, nest, read_toml, validate
 from postgrad.core.models import LoraConfig, ModelConfig
 from postgrad.core.recipes import find_recipe
 from postgrad.engines.config import EngineConfig
@@ -224,7 +224,7 @@ class RunConfig(Config):
 class RLConfig(Config):
     """`postgrad rl train`."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Fixes prompt order, sampling and initialisation."""
     steps: int = Field(default=1000, ge=1)
     """Updates of the policy."""

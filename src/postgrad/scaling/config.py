@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from postgrad.core.config import Config
+from postgrad.core.config import Config, Seed
 
 
 class ScalingConfig(Config):
@@ -46,7 +46,7 @@ class ScalingConfig(Config):
     """Bootstrap curves behind every interval."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """Of all intervals."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the bootstrap."""
     min_points: int = Field(default=8, ge=6)
     """Fewer points are refused: four parameters and a noise level need that many."""

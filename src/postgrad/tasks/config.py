@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from postgrad.core.config import Config
+from postgrad.core.config import Config, Seed
 
 _PLACEHOLDERS = ("prompt", "completion", "answer")
 
@@ -176,7 +176,7 @@ class TaskConfig(Config):
     """How many prompts to generate (reasoning-gym) or read at most (files)."""
     weight: float = Field(default=1.0, gt=0)
     """Share of this task in the prompt stream, relative to the other tasks."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the reasoning-gym generator, or of the function in `path`."""
     partial_credit: bool = False
     """Use reasoning-gym's fractional scores. Off: 1 for a score of exactly 1.0, else 0 (its scorers give partial

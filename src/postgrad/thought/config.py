@@ -7,7 +7,7 @@ from typing import Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
-from postgrad.core.config import Config
+from postgrad.core.config import Config, Seed
 from postgrad.engines.chat.config import ChatConfig
 from postgrad.tasks.config import DataConfig
 
@@ -57,7 +57,7 @@ class AutoencoderConfig(Config):
     """States, evenly spread, of which the Jacobian's RMS is taken when it is read."""
     standardise: bool = True
     """Thoughts have mean 0 and variance 1 in a batch. Without it the decoder's Jacobian shrinks for free as thoughts grow."""
-    seed: int = 0
+    seed: Seed = 0
     """Of initial weights, batches and sampled Jacobians."""
 
     @model_validator(mode="after")
@@ -191,7 +191,7 @@ class TeamConfig(Config):
     """How they are told."""
     batch_tokens: int = Field(default=8192, ge=1)
     """Most tokens, padding included, in one forward pass."""
-    seed: int = 0
+    seed: Seed = 0
     """Of initial weights, batches, sampled turns and controls."""
 
     @field_validator("agents", mode="before")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from postgrad.core.config import Config
+from postgrad.core.config import Config, Seed
 
 
 class EmbeddedConfig(Config):
@@ -42,7 +42,7 @@ class EmbeddedConfig(Config):
     wrong_fraction: float = Field(default=0.0, ge=0, lt=1)
     """Warm start: share of demonstrations that carry the answer of another prompt. Like a corpus that is right only part
     of the time, it leaves a model that has learned the skill without having learned to prefer it."""
-    seed: int = 0
+    seed: Seed = 0
     """Fixes the initial weights and the order of the demonstrations."""
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from postgrad.core.config import Config
+from postgrad.core.config import Config, Seed
 
 
 class MemoryConfig(Config):
@@ -45,7 +45,7 @@ class MemoryConfig(Config):
     """One value table for all layers instead of one each."""
     scale: float = 0.01
     """Of an additive layer's output at first; learned in training, frozen in sparse finetuning."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the initial weights."""
 
     @model_validator(mode="after")
