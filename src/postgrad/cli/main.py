@@ -31,7 +31,7 @@ from postgrad.cli.tree import (
     group_settings,
     help_config,
 )
-from postgrad.core.errors import PostgradError
+from postgrad.core.errors import PostgradError, is_out_of_memory
 from postgrad.core.recipes import find_recipe
 
 
@@ -65,6 +65,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         click.echo("Interrupted.", err=True)
         return 130
+    except (MemoryError, RuntimeError) as error:
+        if debug or not is_out_of_memory(error):
+            raise
+        told = str(error).splitlines()[0] if str(error) else "the system gave no more"
+        click.echo(
+            f"Error: out of memory ({told}). Ask for less at a time; --help-config lists the sizes.", err=True
+        )
+        return 2
     except BrokenPipeError:
         # `postgrad cite | head` closes the pipe; nothing is wrong, and nothing more can be written to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -74,6 +74,17 @@ class MissingExtraError(PostgradError):
         self.extra = extra
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's, or torch's of a GPU or of the CPU.
+
+    >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("can't allocate memory: you tried to allocate 9 bytes"))
+    (True, True)
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A ' Did you mean …?' clause for an unknown name, or the list of valid ones when none is close.
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from postgrad.core.cluster import ClusterConfig, connect
+from postgrad.core.errors import EngineError, is_out_of_memory
 from postgrad.core.models.model import Model
 from postgrad.core.protocols import Engine
 from postgrad.engines.config import EngineConfig
@@ -31,7 +32,24 @@ def build_engine(
         max_length: most tokens of prompt and completion together.
         fp32_head: logits in fp32.
         truncated: requests may have top-p or top-k.
+
+    Raises:
+        EngineError: no room for its cache.
     """
+    try:
+        return _build(model, config, max_length, fp32_head, truncated)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise EngineError(
+            f"A KV cache for {config.slots:,} sequences of {max_length:,} tokens does not fit into memory. Lower engine.slots, "
+            "length.max_completion_tokens or length.max_prompt_tokens."
+        ) from error
+
+
+def _build(
+    model: Model, config: EngineConfig, max_length: int, fp32_head: bool, truncated: bool
+) -> TorchEngine | VllmEngine:
     if config.kind == "vllm":
         return VllmEngine(
             model,
