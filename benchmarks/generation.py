@@ -41,7 +41,8 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from _common import Case, finish, interleave, machine, peer_python, print_table, ratios
 from postgrad.commands.rl_train import resolve_config
 from postgrad.core.models.embedded import build
-from postgrad.core.models.model import Model, quiet_transformers, save
+from postgrad.core.models.model import Model, save
+from postgrad.core.models.quiet import quiet_transformers
 from postgrad.core.recipes import find_recipe
 from postgrad.core.types import Request
 from postgrad.engines import TorchEngine

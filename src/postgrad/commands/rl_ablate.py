@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from postgrad.commands.rl_train import make_transform, resolve_config
+from postgrad.commands.rl_train import resolve_config
+from postgrad.commands.rl_work import make_transform
 from postgrad.core.config import validate
 from postgrad.core.console import print_rows
 from postgrad.core.errors import ConfigError, ModelError, PostgradError

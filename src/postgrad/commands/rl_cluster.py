@@ -18,7 +18,7 @@ from threading import Event
 from types import FrameType
 from typing import Any
 
-from postgrad.commands.rl_train import train_here
+from postgrad.commands.rl_work import train_here
 from postgrad.core.cluster import actor_options, cluster_gpus, connect, why_it_died
 from postgrad.core.config import validate
 from postgrad.core.errors import PostgradError, RunError

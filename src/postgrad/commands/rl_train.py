@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from threading import Event
 from typing import Any
 
+from postgrad.commands.rl_work import make_transform, train_here
 from postgrad.core.config import deep_merge, read_toml, validate
 from postgrad.core.errors import ConfigError, ModelError
 from postgrad.core.models.paths import is_offline, looks_local
-from postgrad.core.protocols import RewardTransform, TransformContext
 from postgrad.core.run import Run
 from postgrad.rl.config import RLConfig, make_config
 from postgrad.tasks.judge import check_judges
@@ -81,43 +80,6 @@ def main(
     print(f"report: {rewrite_report(run)}")
     print(headline(run))
     return 0
-
-
-def train_here(
-    config: RLConfig,
-    out: Path,
-    *,
-    resume: bool,
-    overwrite: bool,
-    command: list[str],
-    stop: Event | None = None,
-) -> Run:
-    """`rl.api.train` with what other rooms have to give."""
-    from postgrad.rl.api import train
-    from postgrad.scaling.live import Forecaster
-
-    return train(
-        config=None if resume else config,
-        out=out,
-        resume=resume,
-        overwrite=overwrite,
-        command=command,
-        transform=make_transform(config.mara),
-        forecaster=Forecaster(name=out.name),
-        cluster=config.cluster.address,
-        stop=stop,
-    )
-
-
-def make_transform(options: Mapping[str, Any]) -> Callable[[TransformContext], RewardTransform] | None:
-    """What re-rewards, if the recipe has a table for it; its options are checked before any model is loaded."""
-    if not options:
-        return None
-    from postgrad.mara.config import MaraConfig
-    from postgrad.mara.rewards import transform
-
-    validate(MaraConfig, options)
-    return transform
 
 
 def summarise(run: Run, count: int = 3) -> None:

@@ -17,7 +17,7 @@ from transformers.training_args import TrainingArguments
 
 from postgrad.core.checkpoints import Checkpoints
 from postgrad.core.errors import ConfigError, RunError
-from postgrad.core.models.model import quiet_transformers
+from postgrad.core.models.quiet import quiet_transformers
 from postgrad.core.runfiles import pretty_json, read_object
 
 RECORD_FILE = "influence.json"

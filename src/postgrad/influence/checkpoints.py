@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from postgrad.core.checkpoints import Checkpoints
 from postgrad.core.errors import ConfigError, MissingExtraError, ModelError
-from postgrad.core.models.model import load_tokenizer, quiet_transformers
+from postgrad.core.models.model import load_tokenizer
 from postgrad.core.models.paths import TOKENIZER_FILES
+from postgrad.core.models.quiet import quiet_transformers
 from postgrad.influence.callback import RECORD_FILE, read_record
 
 

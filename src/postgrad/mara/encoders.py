@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from postgrad.core.errors import ConfigError, ModelError
-from postgrad.core.models.model import quiet_transformers, resolve_device
+from postgrad.core.models.model import resolve_device
 from postgrad.core.models.paths import locate, looks_local
+from postgrad.core.models.quiet import quiet_transformers
 from postgrad.mara.semantics import Pair
 from postgrad.tasks.extras import require
 

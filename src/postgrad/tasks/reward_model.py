@@ -11,8 +11,9 @@ import torch
 
 from postgrad.core.data import plain_text
 from postgrad.core.errors import ModelError
-from postgrad.core.models.model import quiet_transformers, resolve_device, resolve_dtype
+from postgrad.core.models.model import resolve_device, resolve_dtype
 from postgrad.core.models.paths import locate
+from postgrad.core.models.quiet import quiet_transformers
 from postgrad.core.types import Prompt, Verdict
 from postgrad.tasks.config import RewardModelConfig
 from postgrad.tasks.judge import after_thinking, check_tickets, checked, reward_label

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from postgrad.core.errors import ModelError
 from postgrad.core.models import Model, embedded_model
 from postgrad.core.models.config import EmbeddedConfig
-from postgrad.core.models.model import quiet_transformers
+from postgrad.core.models.quiet import quiet_transformers
 from postgrad.influence.api import run
 from postgrad.influence.examples import Texts, make_examples
 from postgrad.influence.layers import find_layers

@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 from postgrad.core.data import encode_prompt
 from postgrad.core.errors import ModelError
 from postgrad.core.models.config import EmbeddedConfig
-from postgrad.core.models.model import Model, load, quiet_transformers, resolve_device, save
+from postgrad.core.models.model import Model, load, resolve_device, save
 from postgrad.core.models.muon import Muon
 from postgrad.core.models.phrases import build_tokenizer
+from postgrad.core.models.quiet import quiet_transformers
 from postgrad.core.types import Prompt
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from postgrad.core.errors import MissingExtraError, ModelError
 from postgrad.core.models.config import LoraConfig
+from postgrad.core.models.quiet import quiet_transformers
 
 ADAPTER_FOLDER = "adapter"
 """Where a saved model has its adapter, in peft's format; the folder above has the merged weights."""
@@ -43,8 +44,6 @@ def add_lora(module: Any, config: LoraConfig, seed: int) -> Any:
     require_peft("LoRA")
     peft: Any = import_module("peft")
     from peft.tuners.lora import LoraLayer
-
-    from postgrad.core.models.model import quiet_transformers
 
     targets = config.target_modules if config.target_modules == "all-linear" else list(config.target_modules)
     options = peft.LoraConfig(

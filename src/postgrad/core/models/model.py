@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,6 +16,7 @@ from postgrad.core.models.lora import is_lora, save_lora
 from postgrad.core.models.memory.attach import load_memory
 from postgrad.core.models.memory.shard import write_whole
 from postgrad.core.models.paths import locate
+from postgrad.core.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -107,24 +105,6 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype not in _DTYPES:
         raise ModelError(f"Unknown dtype {dtype!r}. Valid: auto, {', '.join(_DTYPES)}.")
     return _DTYPES[dtype]
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Generator[None]:
-    """Silence transformers' log, progress bars and Python warnings; what matters is raised as ModelError."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def load(

@@ -10,8 +10,9 @@ import torch
 from postgrad.core.models.config import ModelConfig
 from postgrad.core.models.embedded import architecture
 from postgrad.core.models.memory.attach import CONFIG_KEY, attach, memory_config
-from postgrad.core.models.model import Model, check_config, check_tokens, load_tokenizer, quiet_transformers
+from postgrad.core.models.model import Model, check_config, check_tokens, load_tokenizer
 from postgrad.core.models.paths import locate, looks_local
+from postgrad.core.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
